@@ -1,0 +1,1 @@
+"""Dask stages that turn image-text lists into scored WebDataset shards."""

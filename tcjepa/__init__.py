@@ -1,0 +1,1 @@
+"""Streaming trainer, evaluation and robustness studies for Text-Conditional JEPA."""
