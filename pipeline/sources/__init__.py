@@ -1,0 +1,1 @@
+"""Where image-text pairs come from: one module per kind of source."""

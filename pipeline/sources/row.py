@@ -1,0 +1,131 @@
+"""What every source yields, and how a raw row becomes it.
+
+Nothing is dropped here: a row that cannot be fetched keeps its place and carries a `row_error`
+from the closed list `ROW_ERRORS`, so that every count downstream adds up to the source's rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from pipeline.schema import META_PREFIX
+
+#: Columns every source yields; the metadata columns that its config keeps follow them.
+SOURCE_COLUMNS: Final = ("url", "captions", "split", "row_error")
+
+ROW_ERRORS: Final = {
+    "missing_url": "the row has no URL",
+    "bad_url": "the URL is not http(s) with a host, or holds control characters",
+    "malformed_row": "the line could not be parsed, or has another number of fields",
+    "missing_file": "the caption table names an image that the folder does not hold",
+}
+
+Row = dict[str, Any]
+
+# C0 and C1 controls, and surrogates (which UTF-8 cannot hold).
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+
+
+class Source(Protocol):
+    """A list of image-text pairs."""
+
+    def check(self) -> None:
+        """Raise `ConfigError` if the source cannot be read as configured (before work starts)."""
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the source's rows may have changed."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yield rows with `SOURCE_COLUMNS` and metadata, in an order that never changes."""
+
+    def fetch_url(self, url: str) -> str:
+        """Return the URL to fetch for a row's recorded `url`."""
+
+    def serve(self) -> AbstractContextManager[None]:
+        """Return a context in which the images can be fetched."""
+
+
+def clean_text(text: str) -> str:
+    """Return `text` with runs of control characters replaced by one space, ends stripped."""
+    return _CONTROLS.sub(" ", text).strip()
+
+
+def clean_captions(value: Any) -> list[str]:
+    """Return the captions in a cell: a string, a list of strings, or null; blanks left out."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    texts = (clean_text(v if isinstance(v, str) else str(v)) for v in values if v is not None)
+    return [text for text in texts if text]
+
+
+def url_error(url: str | None) -> str | None:
+    """Return why a URL can't be fetched (a key of `ROW_ERRORS`), or None."""
+    if url is None or not url.strip():
+        return "missing_url"
+    if _CONTROLS.search(url) or " " in url.strip():
+        return "bad_url"
+    try:
+        parts = urlsplit(url.strip())
+        sound = parts.scheme.lower() in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        sound = False
+    return None if sound else "bad_url"
+
+
+def as_scalar(value: Any) -> Any:
+    """Return a metadata cell as a JSON scalar; nested values become JSON text."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return clean_text(value)
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def to_table(rows: Sequence[Row], meta_types: dict[str, pa.DataType]) -> pa.Table:
+    """Return rows as an Arrow table: `SOURCE_COLUMNS`, then `meta.<name>` columns."""
+    fields = [
+        pa.field("url", pa.string()),
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("split", pa.string()),
+        pa.field("row_error", pa.string()),
+        *(pa.field(META_PREFIX + name, kind) for name, kind in meta_types.items()),
+    ]
+    names = [*SOURCE_COLUMNS, *meta_types]
+    arrays = [
+        pa.array([_cast(row.get(name), field.type) for row in rows], field.type)
+        for name, field in zip(names, fields, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def meta_types(rows: Sequence[Row]) -> dict[str, pa.DataType]:
+    """Return a type per metadata column that holds all of `rows`: bool, int, float or string."""
+    types: dict[str, pa.DataType] = {}
+    for name in dict.fromkeys(key for row in rows for key in row if key not in SOURCE_COLUMNS):
+        kinds = {type(row[name]) for row in rows if row.get(name) is not None}
+        if kinds == {bool}:
+            types[name] = pa.bool_()
+        elif kinds == {int}:
+            types[name] = pa.int64()
+        elif kinds and kinds <= {int, float}:
+            types[name] = pa.float64()
+        else:
+            types[name] = pa.string()
+    return types
+
+
+def _cast(value: Any, kind: pa.DataType) -> Any:
+    if value is None or pa.types.is_list(kind):
+        return value
+    if pa.types.is_string(kind):
+        return value if isinstance(value, str) else str(value)
+    try:
+        return pa.scalar(value, kind).as_py()
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return None

@@ -1,0 +1,148 @@
+"""Stream the rows of parquet, csv, tsv and jsonl files, plain or compressed, local or remote."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.settings import ConfigError
+
+FORMATS: Final = ("parquet", "csv", "tsv", "jsonl")
+#: Yielded in place of a row that could not be parsed.
+MALFORMED: Final[dict[str, Any]] = {"": "malformed_row"}
+
+_PEEK = 100
+_READ_BATCH = 4096
+
+
+def expand(paths: str | Sequence[str]) -> list[str]:
+    """Return the files that paths, URLs and globs name, sorted within each glob.
+
+    Raises `ConfigError` for a path that names no file.
+    """
+    found: list[str] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        matches = sorted(fsspec.open_files(path), key=lambda file: str(file.path))
+        files = [str(f.fs.unstrip_protocol(f.path)) for f in matches if f.fs.exists(f.path)]
+        if not files:
+            raise ConfigError(f"source.paths: {path} names no file")
+        found += files
+    return found
+
+
+def file_format(path: str, configured: str = "auto") -> str:
+    """Return the table format of a file, from the config or its extension (`.gz` ignored)."""
+    if configured != "auto":
+        return configured
+    suffixes = [s for s in PurePosixPath(path).suffixes if s not in (".gz", ".zst", ".bz2", ".xz")]
+    guess = (
+        {".json": "jsonl", ".ndjson": "jsonl"}.get(suffixes[-1], suffixes[-1][1:])
+        if suffixes
+        else ""
+    )
+    if guess not in FORMATS:
+        raise ConfigError(f"source.format: cannot tell the format of {path}; set one of {FORMATS}")
+    return guess
+
+
+def check_columns(path: str, kind: str, wanted: Sequence[str]) -> None:
+    """Raise `ConfigError` if a file lacks a wanted column or names a column twice."""
+    names = _column_names(path, kind)
+    twice = sorted(name for name, n in Counter(names).items() if n > 1)
+    if twice:
+        raise ConfigError(f"{path} has the column {twice[0]!r} more than once; rename one of them")
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"{path} has no column {name!r}; {hint}it has {', '.join(names)}")
+
+
+def read_rows(path: str, kind: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield each row of a file as a dict of the wanted columns, `MALFORMED` for unreadable ones."""
+    if kind == "parquet":
+        yield from _read_parquet(path, columns)
+    elif kind == "jsonl":
+        yield from _read_jsonl(path, columns)
+    else:
+        yield from _read_delimited(path, "\t" if kind == "tsv" else ",", columns)
+
+
+def _open_text(path: str) -> Any:
+    # Invalid UTF-8 becomes U+FFFD, which the caption filter counts as `bad_encoding`.
+    return fsspec.open(
+        path, "rt", compression="infer", encoding="utf-8-sig", errors="replace", newline=""
+    )
+
+
+def _column_names(path: str, kind: str) -> list[str]:
+    if kind == "parquet":
+        try:
+            with fsspec.open(path, "rb") as file:
+                return list(pq.read_schema(file).names)
+        except pa.ArrowInvalid as error:
+            raise ConfigError(f"{path} is not a Parquet file: {error}") from error
+    with _open_text(path) as file:
+        if kind == "jsonl":
+            seen: dict[str, None] = {}
+            for _, line in zip(range(_PEEK), file, strict=False):
+                seen.update(dict.fromkeys(_parse_json(line) or ()))
+            return list(seen)
+        return next(csv.reader(file, delimiter="\t" if kind == "tsv" else ","), [])
+
+
+def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    with fsspec.open(path, "rb") as file:
+        table = pq.ParquetFile(file)
+        for batch in table.iter_batches(batch_size=_READ_BATCH, columns=list(columns)):
+            yield from batch.to_pylist()
+
+
+def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    with _open_text(path) as file:
+        for line in file:
+            if not line.strip():
+                continue
+            row = _parse_json(line)
+            yield MALFORMED if row is None else {name: row.get(name) for name in columns}
+
+
+def _read_delimited(path: str, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(sys.maxsize)
+    with _open_text(path) as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header = next(reader, [])
+        places = [(name, header.index(name)) for name in columns]
+        while True:
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:
+                yield MALFORMED
+                continue
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                yield MALFORMED
+            else:
+                yield {name: fields[place] or None for name, place in places}
+
+
+def _parse_json(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.load(io.StringIO(line))
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

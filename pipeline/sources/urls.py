@@ -1,0 +1,97 @@
+"""The `urls` source: lists of image URLs and captions in parquet, csv, tsv or jsonl files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import fsspec
+from pydantic import Field
+
+from pipeline.settings import Settings
+from pipeline.sources.row import Row, as_scalar, clean_captions, url_error
+from pipeline.sources.tables import MALFORMED, check_columns, expand, file_format, read_rows
+
+
+class UrlsConfig(Settings):
+    """Lists of URLs with captions."""
+
+    kind: Literal["urls"] = "urls"
+    paths: str | list[str] = Field(description="files, globs or fsspec URLs of the lists")
+    format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = Field(
+        "auto", description="format of the lists; auto goes by the file extension, .gz allowed"
+    )
+    url_column: str = Field("url", description="column of the image URL")
+    caption_columns: list[str] = Field(
+        ["caption"], description="columns of alt texts; a column may hold lists of strings"
+    )
+    split_column: str | None = Field(None, description="column that names the split")
+    split: str = Field("train", description="split of rows where split_column is null")
+    keep_columns: list[str] = Field(
+        [], description="metadata columns to carry into the shards (`annotations` has a meaning)"
+    )
+
+
+class UrlsSource:
+    """Rows of URL lists, in file order."""
+
+    def __init__(self, config: UrlsConfig) -> None:
+        self.config = config
+        columns = [config.url_column, *config.caption_columns, *config.keep_columns]
+        if config.split_column:
+            columns.append(config.split_column)
+        self._columns = list(dict.fromkeys(columns))
+
+    def check(self) -> None:
+        """Raise `ConfigError` for a missing file or column, or a column named twice."""
+        for path in expand(self.config.paths):
+            check_columns(path, file_format(path, self.config.format), self._columns)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the config and of each file's size and modification mark."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        for path in expand(self.config.paths):
+            fs, name = fsspec.core.url_to_fs(path)
+            info = fs.info(name)
+            mark = next(
+                (info[k] for k in ("ETag", "etag", "mtime", "LastModified") if k in info), ""
+            )
+            digest.update(f"{path}|{info.get('size')}|{mark}\n".encode())
+        return digest.hexdigest()
+
+    def rows(self) -> Iterator[Row]:
+        """Yield one row per line of the lists."""
+        for path in expand(self.config.paths):
+            for raw in read_rows(path, file_format(path, self.config.format), self._columns):
+                yield self._row(raw)
+
+    def _row(self, raw: Row) -> Row:
+        config = self.config
+        if raw is MALFORMED:
+            return {
+                "url": None,
+                "captions": [],
+                "split": config.split,
+                "row_error": "malformed_row",
+            }
+        url = raw[config.url_column]
+        url = None if url is None else str(url).strip()
+        captions = [text for name in config.caption_columns for text in clean_captions(raw[name])]
+        split = raw[config.split_column] if config.split_column else None
+        return {
+            "url": url,
+            "captions": captions,
+            "split": str(split) if split else config.split,
+            "row_error": url_error(url),
+            **{name: as_scalar(raw[name]) for name in config.keep_columns},
+        }
+
+    def fetch_url(self, url: str) -> str:
+        """Return `url`: it is fetched as listed."""
+        return url
+
+    def serve(self) -> AbstractContextManager[None]:
+        """Return an empty context: somebody else serves the images."""
+        return nullcontext()

@@ -1,0 +1,42 @@
+"""What every stage's task is given, and what it reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from pipeline.storage import Directory
+
+TABLES = "tables"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage of one run: where to read and write, and the fingerprint to commit with."""
+
+    run: Directory
+    stage: str
+    fingerprint: str
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Commit the stage's table of a part."""
+        tables_of(self.run, self.stage).write_table(f"{name}.parquet", table, self.fingerprint)
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a finished task tells the driver; goes into `events.jsonl`."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+
+
+def tables_of(run: Directory, stage: str) -> Directory:
+    """Return the directory of a stage's tables."""
+    return run / TABLES / stage
+
+
+def is_done(run: Directory, stage: str, name: str, fingerprint: str) -> bool:
+    """Return whether a part's table exists with the expected fingerprint."""
+    return tables_of(run, stage).fingerprint(f"{name}.parquet") == fingerprint
