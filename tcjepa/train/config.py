@@ -1,0 +1,143 @@
+"""Settings of the training loop; every published value cites its source.
+
+"METHOD" is the TC-JEPA paper (arXiv 2605.03245), "I-JEPA" its ancestor's released code.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.settings import Settings
+
+#: The batch that the published learning rates belong to (I-JEPA: 16 GPUs x 128 images).
+PUBLISHED_BATCH = 2048
+#: Warm-up share of the published image-text runs: 10 of 50 epochs (METHOD).
+PUBLISHED_WARMUP_SHARE = 0.2
+
+
+class TrainSection(Settings):
+    """How the model is optimised, watched and saved (config section `train`)."""
+
+    global_batch: int = Field(
+        PUBLISHED_BATCH, ge=1, description="batch of one optimizer step, all ranks; METHOD [images]"
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="largest batch of one forward pass on one rank; a smaller one than "
+        "global_batch / ranks accumulates gradients; null: no accumulation [images]",
+    )
+    epochs: float | None = Field(
+        None, gt=0, description="length of the run; give epochs or steps [epochs]"
+    )
+    steps: int | None = Field(
+        None, ge=1, description="length of the run; give epochs or steps [optimizer steps]"
+    )
+    lr: float = Field(1e-3, gt=0, description="peak learning rate at batch 2048; I-JEPA, METHOD")
+    start_lr: float = Field(2e-4, ge=0, description="learning rate before warm-up; I-JEPA, METHOD")
+    final_lr: float = Field(1e-6, ge=0, description="learning rate at the end; I-JEPA, METHOD")
+    scale_lr: bool = Field(
+        False, description="multiply the three learning rates by global_batch / 2048"
+    )
+    warmup_epochs: float | None = Field(
+        None,
+        ge=0,
+        description="linear warm-up; METHOD: 40 on ImageNet, 10 on image-text data; with "
+        "warmup_steps also null, a fifth of the run [epochs]",
+    )
+    warmup_steps: int | None = Field(
+        None, ge=0, description="linear warm-up, instead of warmup_epochs [optimizer steps]"
+    )
+    weight_decay: float = Field(0.04, ge=0, description="weight decay at the start; I-JEPA, METHOD")
+    final_weight_decay: float = Field(
+        0.4, ge=0, description="weight decay at the end; I-JEPA, METHOD"
+    )
+    weight_decay_schedule: Literal["cosine", "linear"] = Field(
+        "cosine", description="cosine is I-JEPA's code, linear is METHOD's text"
+    )
+    ema: float = Field(
+        0.996, ge=0, le=1, description="momentum of the target encoder at the start; I-JEPA, METHOD"
+    )
+    final_ema: float = Field(
+        1.0, ge=0, le=1, description="momentum of the target encoder at the end; I-JEPA, METHOD"
+    )
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="AdamW's moment decays; I-JEPA uses torch's defaults"
+    )
+    clip_grad: float | None = Field(
+        None, gt=0, description="largest gradient norm; null: no clipping, as in I-JEPA"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where there is one"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on GPUs that have it, else fp32"
+    )
+    compile: bool = Field(False, description="torch.compile the model; pays off on GPUs")
+    seed: int = Field(0, ge=0, description="seeds initial weights, masks and every random layer")
+    log_every: int = Field(
+        10,
+        ge=1,
+        description="how often losses are fetched from the device and written; every step has its "
+        "own line all the same [steps]",
+    )
+    monitor_every: int = Field(
+        100, ge=0, description="how often ranks and text gain are measured; 0: never [steps]"
+    )
+    monitor_images: int = Field(
+        256, ge=2, description="held images that they are measured on; bounds the rank [images]"
+    )
+    checkpoint_every_steps: int | None = Field(
+        None, ge=1, description="how often to save, in steps; null: only by minutes [steps]"
+    )
+    checkpoint_every_minutes: float = Field(
+        10.0, gt=0, description="how often to save, in time [minutes]"
+    )
+    keep_checkpoints: int = Field(
+        2, ge=1, description="newest checkpoints kept; two survive one torn by a crash"
+    )
+    max_minutes: float | None = Field(
+        None, gt=0, description="save and stop after this long; rerun to continue [minutes]"
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of one rank; null: the CPUs it may use / local ranks"
+    )
+    wandb_project: str | None = Field(
+        None, description="also log to this Weights & Biases project; needs `pip install wandb`"
+    )
+    evaluate_after: bool = Field(
+        True, description="evaluate when training ends, as `python -m tcjepa evaluate` would"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSection:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                "train.epochs, train.steps: give exactly one and set the other to null; got "
+                f"epochs={self.epochs}, steps={self.steps}"
+            )
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            raise ValueError("train.warmup_epochs, train.warmup_steps: set one of them to null")
+        if self.steps is not None and self.warmup_steps is not None:
+            _below("train.warmup_steps", self.warmup_steps, "train.steps", self.steps)
+        if self.epochs is not None and self.warmup_epochs is not None:
+            _below("train.warmup_epochs", self.warmup_epochs, "train.epochs", self.epochs)
+        if self.micro_batch is not None:
+            if self.micro_batch > self.global_batch:
+                raise ValueError(
+                    f"train.micro_batch={self.micro_batch} is larger than "
+                    f"train.global_batch={self.global_batch}; lower it or set it to null"
+                )
+            if self.global_batch % self.micro_batch:
+                raise ValueError(
+                    f"train.global_batch={self.global_batch} is no multiple of "
+                    f"train.micro_batch={self.micro_batch}"
+                )
+        return self
+
+
+def _below(small: str, value: float, large: str, limit: float) -> None:
+    if value >= limit:
+        raise ValueError(f"{small}={value} must be smaller than {large}={limit}")

@@ -1,0 +1,150 @@
+"""What a run writes down: `log.jsonl`, TensorBoard events, and Weights & Biases if asked.
+
+`log.jsonl` holds one line per optimizer step, in order, each step once: on resume the lines past
+the checkpoint are cut off before anything is appended. Monitor readings are part of the line of the
+step they were taken at.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Protocol, cast
+
+from pipeline.settings import ConfigError
+from pipeline.storage import Directory
+
+LOG_FILE = "log.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+Record = dict[str, float | int | str | None]
+
+
+class _Writer(Protocol):
+    def scalars(self, step: int, values: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class RunLog:
+    """Writes the records of one run; on ranks other than 0 it writes nothing."""
+
+    def __init__(
+        self,
+        run: Path,
+        start_step: int,
+        enabled: bool = True,
+        wandb_project: str | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self._file: IO[str] | None = None
+        self._writers: list[_Writer] = []
+        if not enabled:
+            return
+        run.mkdir(parents=True, exist_ok=True)
+        truncate(run, start_step)
+        self._file = (run / LOG_FILE).open("a", encoding="utf-8")
+        self._writers.append(_TensorBoard(run / TENSORBOARD_FOLDER, start_step))
+        if wandb_project:
+            self._writers.append(_WeightsAndBiases(wandb_project, run, config or {}))
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, records: list[Record]) -> None:
+        """Append records, which carry their "step", and flush them to the disk."""
+        if self._file is None:
+            return
+        for record in records:
+            self._file.write(json.dumps(_finite(record)) + "\n")
+        self._file.flush()
+        for record in records:
+            step = cast(int, record["step"])
+            values = {k: float(v) for k, v in record.items() if isinstance(v, float)}
+            for writer in self._writers:
+                writer.scalars(step, values)
+
+    def close(self) -> None:
+        """Close the files; further writes do nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        for writer in self._writers:
+            writer.close()
+        self._writers = []
+
+
+def read(run: Path) -> list[Record]:
+    """Return the records of a run's log in order; a last line torn by a crash is left out."""
+    path = run / LOG_FILE
+    if not path.exists():
+        return []
+    records: list[Record] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # only the last line can be torn: lines are appended
+    return records
+
+
+def truncate(run: Path, start_step: int) -> None:
+    """Cut the log back to the records of steps before `start_step`, atomically."""
+    if not (run / LOG_FILE).exists():
+        return
+    kept = [record for record in read(run) if cast(int, record["step"]) < start_step]
+    text = "".join(json.dumps(record) + "\n" for record in kept)
+    Directory(run).write_text(LOG_FILE, text)
+
+
+def _finite(record: Record) -> Record:
+    """Return the record with NaN and infinities as strings, which JSON has no numbers for."""
+    return {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # purge_step hides what a killed run wrote past its checkpoint.
+        self._writer = SummaryWriter(str(folder), purge_step=start_step or None)  # type: ignore[no-untyped-call]
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+
+class _WeightsAndBiases:
+    def __init__(self, project: str, run: Path, config: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "train.wandb_project is set, but wandb is not installed; `pip install wandb`, or "
+                "set train.wandb_project=null"
+            ) from error
+        # One id per run directory, so that a resumed run continues the same curves.
+        self._run = wandb.init(
+            project=project, name=run.name, id=run.name, resume="allow", dir=str(run), config=config
+        )
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

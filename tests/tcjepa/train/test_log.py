@@ -1,0 +1,41 @@
+"""The run's log: each step once, whatever a crash left behind."""
+
+import json
+from pathlib import Path
+
+from tcjepa.train.log import LOG_FILE, RunLog, read, truncate
+
+
+def test_a_resumed_log_has_each_step_once(tmp_path: Path):
+    with RunLog(tmp_path, 0) as log:
+        log.write([{"step": step, "loss": float(step)} for step in range(6)])
+    with (tmp_path / LOG_FILE).open("a") as file:
+        file.write('{"step": 6, "lo')  # killed while writing
+    with RunLog(tmp_path, 4) as log:
+        log.write([{"step": step, "loss": float(step)} for step in range(4, 8)])
+    assert [record["step"] for record in read(tmp_path)] == list(range(8))
+
+
+def test_tensorboard_can_read_it_back(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, 0) as log:
+        log.write([{"step": 0, "loss": 2.5, "monitor/text_gain": 0.25}])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("loss")[0].value == 2.5
+    assert events.Scalars("monitor/text_gain")[0].value == 0.25
+
+
+def test_infinities_stay_valid_json(tmp_path: Path):
+    with RunLog(tmp_path, 0) as log:
+        log.write([{"step": 0, "loss": float("nan")}])
+    assert json.loads((tmp_path / LOG_FILE).read_text())["loss"] == "nan"
+
+
+def test_other_ranks_write_nothing(tmp_path: Path):
+    with RunLog(tmp_path / "run", 0, enabled=False) as log:
+        log.write([{"step": 0, "loss": 1.0}])
+    assert not (tmp_path / "run").exists()
+    truncate(tmp_path, 0)
+    assert read(tmp_path) == []
