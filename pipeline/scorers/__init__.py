@@ -1,0 +1,1 @@
+"""Scores of captions: wording, language, image-text alignment, and quality, their mixture."""
