@@ -1,0 +1,103 @@
+"""What the model is: encoder, predictor, text conditioning, loss."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.settings import Settings
+
+
+class TextConditioning(Settings):
+    """How captions enter the predictor (TC-JEPA, arXiv 2605.03245, Eqs. 2-4)."""
+
+    heads: int = Field(1, ge=1, description="attention heads of Eq. 2; the paper writes one [heads]")
+    fusion: Literal["max", "mean", "attention"] = Field(
+        "max", description="how the captions of an image are pooled at each layer; paper: max"
+    )
+    fuse: Literal["before_mlp", "after_mlp"] = Field(
+        "before_mlp",
+        description="pool captions before the MLP (it runs once) or after it (once per caption); "
+        "open in the paper, whose 'marginal' cost only the former meets",
+    )
+    sparsity: Literal["rectified", "entropy", "none"] = Field(
+        "rectified",
+        description="patch-word sparsity: Eq. 3 as published, which dies once all cosines are "
+        "negative; the entropy of softmax(cosine / temperature), which does not; or neither "
+        "regularizer",
+    )
+    sparsity_weight: float = Field(0.1, ge=0, description="lambda of Eq. 3; paper: 0.1")
+    consistency_weight: float = Field(0.5, ge=0, description="beta of Eq. 3; paper: 0.5")
+    entropy_temperature: float = Field(
+        0.1, gt=0, description="temperature of `sparsity: entropy`; ours [cosine]"
+    )
+    regularizer_warmup: int = Field(
+        0, ge=0, description="linear warm-up of both regularizers; paper: none [steps]"
+    )
+
+    def regularizer_scale(self, step: int) -> float:
+        """Return the warm-up factor in [0, 1] of both regularizers at a step counted from 0."""
+        return min(1.0, (step + 1) / (self.regularizer_warmup + 1))
+
+
+class ModelConfig(Settings):
+    """Encoder, predictor and loss; defaults are the paper's for ViT-B/16."""
+
+    encoder: str = Field(
+        "vit_base_patch16_gap_224",
+        description="timm VisionTransformer without class and register tokens; paper: B/16, L/16, "
+        "H/14",
+    )
+    encoder_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments to timm.create_model, e.g. {img_size: 64, patch_size: 8, "
+        "embed_dim: 128, depth: 4, num_heads: 4}",
+    )
+    predictor_width: int = Field(
+        384, gt=0, description="predictor width; paper: 384 [features, a multiple of 4]"
+    )
+    predictor_depth: int = Field(
+        6, ge=1, description="predictor layers; paper: 6 for B, 12 for L and H [layers]"
+    )
+    predictor_heads: int | None = Field(
+        None, ge=1, description="predictor attention heads; null = as many as the encoder (paper)"
+    )
+    prediction_loss: Literal["l2", "smooth_l1"] = Field(
+        "l2",
+        description="Eq. 1 (mean unsquared L2 norm per patch) or smooth-L1 per element as in "
+        "I-JEPA's code; the regularizer weights assume the former's scale",
+    )
+    text: TextConditioning | None = Field(
+        default_factory=TextConditioning,
+        description="text conditioning of the predictor; null gives I-JEPA",
+    )
+
+    @field_validator("predictor_width")
+    @classmethod
+    def _positions_fit(cls, width: int) -> int:
+        if width % 4:
+            raise ValueError(f"got {width}; 2-D sine-cosine positions need a multiple of 4")
+        return width
+
+    @model_validator(mode="after")
+    def _buildable(self) -> ModelConfig:
+        # Imported here: reading another section's config must not pay for torch and timm.
+        from tcjepa.model.encoder import encoder_shape
+
+        shape = encoder_shape(self.encoder, self.encoder_kwargs)
+        heads = self.predictor_heads or shape.heads
+        if self.predictor_width % heads:
+            raise ValueError(
+                f"predictor_width {self.predictor_width} is not divisible by {heads} heads; set "
+                "predictor_heads to a divisor (null takes the encoder's)"
+            )
+        if self.text and self.predictor_width % self.text.heads:
+            raise ValueError(
+                f"predictor_width {self.predictor_width} is not divisible by text.heads "
+                f"{self.text.heads}"
+            )
+        return self
+
+
+__all__ = ["ModelConfig", "TextConditioning"]

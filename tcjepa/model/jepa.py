@@ -1,0 +1,170 @@
+"""TC-JEPA: context encoder, EMA target encoder and text-conditioned predictor in one module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tcjepa.masks import Masks
+from tcjepa.model import losses
+from tcjepa.model.conditioner import WordAttention, Words
+from tcjepa.model.config import ModelConfig
+from tcjepa.model.encoder import Encoder, gather_patches
+from tcjepa.model.predictor import Predictor
+from tcjepa.text import TextBatch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class JepaOutput:
+    """The loss of a step, its terms before weighting, and detached readings."""
+
+    loss: Tensor  # scalar, what is minimised
+    terms: dict[str, Tensor]  # "predict", "sparse", "consistency": scalars before weighting
+    monitors: dict[str, Tensor]  # detached scalars: "positive_share", "attention_entropy", ...
+
+
+class TCJEPA(nn.Module):
+    """Text-Conditional JEPA; with `config.text` null, I-JEPA.
+
+    `text_width` is the text encoder's F and may be None only without text conditioning.
+    """
+
+    def __init__(self, config: ModelConfig, text_width: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder, config.encoder_kwargs)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False).eval()
+        self.predictor = Predictor(config, self.encoder.shape, text_width)
+
+    def train(self, mode: bool = True) -> TCJEPA:
+        """Set the training mode; the target encoder always stays in evaluation mode."""
+        super().train(mode)
+        self.target_encoder.eval()
+        return self
+
+    def forward(
+        self,
+        images: Tensor,
+        masks: Masks,
+        text: TextBatch | None = None,
+        regularizer_scale: float | Tensor = 1.0,
+    ) -> JepaOutput:
+        """Return loss, terms and monitors of a batch of normalised images (B, 3, H, W).
+
+        `regularizer_scale` is the warm-up factor of both regularizers
+        (`TextConditioning.regularizer_scale`); pass a scalar tensor under `torch.compile`, which
+        would specialise on a float.
+        """
+        target_BPD = self.targets(images)
+        B, M, T = masks.targets.shape
+        target_BMTD = gather_patches(target_BPD, masks.targets.flatten(1)).view(B, M, T, -1)
+        context_BCD = self.encoder(images, masks.context)
+        predicted_BMTD, attentions, words = self.predictor(context_BCD, masks, text)
+
+        predict = losses.prediction_loss(
+            predicted_BMTD, target_BMTD, self.config.prediction_loss
+        )
+        terms, loss = {"predict": predict}, predict
+        monitors = {
+            "context_std": _feature_std(context_BCD),
+            "target_std": _feature_std(target_BMTD.flatten(1, 2)),
+        }
+        if words is not None:
+            regularizers = self._regularizers(attentions, words)
+            terms |= regularizers
+            text_config = self.config.text
+            assert text_config is not None
+            if regularizers:
+                loss = loss + regularizer_scale * (
+                    text_config.sparsity_weight * regularizers["sparse"]
+                    + text_config.consistency_weight * regularizers["consistency"]
+                )
+            monitors |= _word_monitors(attentions, words)
+        return JepaOutput(loss, terms, monitors)
+
+    @torch.no_grad()
+    def targets(self, images: Tensor) -> Tensor:
+        """Return the target encoder's features (B, P, D), layer-normed without affine, no grad."""
+        features_BPD = self.target_encoder(images)
+        return functional.layer_norm(features_BPD, features_BPD.shape[-1:])
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """Move the target encoder: target <- momentum * target + (1 - momentum) * encoder."""
+        pairs = [
+            (target, online.detach())
+            for target, online in zip(
+                self.target_encoder.parameters(), self.encoder.parameters(), strict=True
+            )
+            if online.requires_grad
+        ]
+        targets, onlines = [t for t, _ in pairs], [o for _, o in pairs]
+        torch._foreach_lerp_(targets, onlines, 1.0 - momentum)
+
+    def _regularizers(self, attentions: Sequence[WordAttention], words: Words) -> dict[str, Tensor]:
+        config = self.config.text
+        if config is None or config.sparsity == "none":
+            return {}
+        weights_BN = losses.caption_weights(words.real)
+        cosines = [attention.cosine_BNSQ for attention in attentions]
+        similarities = [losses.rectify(cosine, words.valid_BNS) for cosine in cosines]
+        if config.sparsity == "rectified":
+            sparse = losses.sparsity(similarities, weights_BN)
+        else:
+            sparse = losses.entropy_sparsity(
+                cosines, words.valid_BNS, weights_BN, config.entropy_temperature
+            )
+        return {"sparse": sparse, "consistency": losses.consistency(similarities, weights_BN)}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Return float32 images with ImageNet's mean and std of uint8 ones (B, 3, H, W)."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1) * 255
+    return (images.float() - mean) / std
+
+
+@torch.no_grad()
+def _feature_std(x_BKD: Tensor) -> Tensor:
+    """Return the mean over features of their std over batch and patches; 0 at collapse."""
+    return x_BKD.float().flatten(0, 1).std(0).mean()
+
+
+@torch.no_grad()
+def _word_monitors(attentions: Sequence[WordAttention], words: Words) -> dict[str, Tensor]:
+    """Return readings that show whether the text path lives (all shares in [0, 1])."""
+    valid_BNS = words.valid_BNS & words.real.unsqueeze(-1)
+    weights_BN = losses.caption_weights(words.real)
+    pairs = valid_BNS.sum().clamp_min(1)
+    captioned = words.real.any(1)
+    positive_shares, entropies, wordless = [], [], []
+    for attention in attentions:
+        positive_BNSQ = (attention.cosine_BNSQ > 0) & valid_BNS.unsqueeze(-1)
+        Q = positive_BNSQ.shape[-1]
+        positive_shares.append(positive_BNSQ.sum() / (pairs * Q))
+        without_BQ = ~positive_BNSQ.flatten(1, 2).any(1)
+        wordless.append((without_BQ.float().mean(1) * captioned).sum() / captioned.sum().clamp_min(1))
+        entropies.append(
+            losses.attention_entropy(attention.weights_BNSQ, words.valid_BNS, weights_BN)
+        )
+    monitors: dict[str, Any] = {
+        f"positive_share_layer{layer}": share for layer, share in enumerate(positive_shares)
+    }
+    return {
+        "positive_share": torch.stack(positive_shares).mean(),
+        "attention_entropy": torch.stack(entropies).mean(),
+        "wordless_patches": torch.stack(wordless).mean(),
+        **monitors,
+    }
+
+
+__all__ = ["JepaOutput", "TCJEPA", "normalise"]
