@@ -1,0 +1,159 @@
+"""Linear probe: multinomial logistic regression on frozen, pooled features.
+
+Each seed draws its own validation split from the training images, trains every setting of the grid
+on the rest, takes the setting with the best validation accuracy, trains it again on all training
+images and is scored once on the test set, which no choice ever sees.
+
+Shapes: n training and m test images, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tcjepa.evaluate.config import SweepConfig
+from tcjepa.evaluate.measure import Measure
+from tcjepa.evaluate.sweep import Classifiers, Setting, Standardiser, grid, train
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Test accuracy of a linear probe and what it took to get there.
+
+    `majority` is the test accuracy of always answering the commonest training class; `chosen` has
+    one setting per seed; `edges` names the sweep's ends that won, since a better setting may then
+    lie outside.
+    """
+
+    accuracy: Measure
+    majority: float
+    classes: int
+    chosen: tuple[Setting, ...]
+    edges: tuple[str, ...]
+
+
+def probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    classes: int,
+    config: SweepConfig,
+    seeds: int,
+) -> ProbeResult:
+    """Probe features (n, D) and (m, D), float, with labels (n,) and (m,) int64 below `classes`.
+
+    All tensors lie on one device. Features are standardised by the training images' statistics. A
+    negative test label is a class that training images lack; no answer to it is right. Raises
+    `ValueError` for fewer than two training images, no test image or a training label out of range.
+    """
+    _check(train_features, train_labels, test_features, classes)
+    standardise = Standardiser.fit(train_features)
+    rows, tested = standardise(train_features), standardise(test_features)
+    settings = grid(config.learning_rates, config.weight_decays)
+    accuracies, chosen = [], []
+    for seed in range(seeds):
+        best = settings[0]
+        if len(settings) > 1:
+            best = settings[_choose(rows, train_labels, classes, settings, config, seed)]
+        everything = torch.arange(len(rows), device=rows.device)
+        final = _fit(rows, train_labels, classes, everything, [best], config, seed)
+        accuracies.append(float(accuracy(final, tested, test_labels)[0]))
+        chosen.append(best)
+    commonest = int(train_labels.bincount().argmax())
+    return ProbeResult(
+        accuracy=Measure.accuracy(accuracies, len(test_labels)),
+        majority=float((test_labels == commonest).float().mean()),
+        classes=classes,
+        chosen=tuple(chosen),
+        edges=edges(chosen, config),
+    )
+
+
+def split(count: int, share: float, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return row numbers (fit, validation) of a random split; both keep at least one row."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)
+    held = min(max(round(count * share), 1), count - 1)
+    return order[held:], order[:held]
+
+
+def edges(chosen: Sequence[Setting], config: SweepConfig) -> tuple[str, ...]:
+    """Return which ends of the grid were chosen by any seed, such as "highest learning rate".
+
+    A weight decay of 0 has nothing below it and is no edge; nor is the end of a one-value axis.
+    """
+    found = []
+    axes = {
+        "learning rate": (config.learning_rates, [s.learning_rate for s in chosen]),
+        "weight decay": (config.weight_decays, [s.weight_decay for s in chosen]),
+    }
+    for name, (swept, picked) in axes.items():
+        if len(swept) > 1 and min(swept) > 0 and min(swept) in picked:
+            found.append(f"lowest {name}")
+        if len(swept) > 1 and max(swept) in picked:
+            found.append(f"highest {name}")
+    return tuple(found)
+
+
+def accuracy(classifiers: Classifiers, rows: Tensor, labels: Tensor) -> Tensor:
+    """Return the share (G,) of rows (m, D) that each of the G classifiers gets right."""
+    right = torch.zeros(classifiers.bias.shape[0], device=rows.device)
+    for chunk, truth in zip(rows.split(_CHUNK), labels.split(_CHUNK), strict=True):
+        right += (classifiers.logits(chunk).argmax(dim=2) == truth[:, None]).sum(dim=0)
+    return right / len(rows)
+
+
+def _choose(
+    rows: Tensor,
+    labels: Tensor,
+    classes: int,
+    settings: list[Setting],
+    config: SweepConfig,
+    seed: int,
+) -> int:
+    fit, held = split(len(rows), config.validation_share, seed, rows.device)
+    swept = _fit(rows, labels, classes, fit, settings, config, seed)
+    return int(accuracy(swept, rows[held], labels[held]).argmax())
+
+
+def _fit(
+    rows: Tensor,
+    labels: Tensor,
+    classes: int,
+    chosen: Tensor,
+    settings: list[Setting],
+    config: SweepConfig,
+    seed: int,
+) -> Classifiers:
+    def minibatch(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        targets = torch.nn.functional.one_hot(labels[numbers], classes).float()
+        return rows[numbers], targets
+
+    return train(
+        minibatch,
+        chosen,
+        (rows.shape[1], classes),
+        settings,
+        epochs=config.epochs,
+        batch=config.batch,
+        seed=seed,
+    )
+
+
+def _check(rows: Tensor, labels: Tensor, tested: Tensor, classes: int) -> None:
+    if len(rows) < 2 or not len(tested):
+        raise ValueError(
+            f"a linear probe needs two training images and one test image, "
+            f"got {len(rows)} and {len(tested)}"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(f"training labels must lie in [0, {classes})")
+
+
+__all__ = ["ProbeResult", "accuracy", "edges", "probe", "split"]
