@@ -1,0 +1,64 @@
+"""Which captions of an image are shown in an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.schema import Caption
+from tcjepa import keyed
+from tcjepa.data.config import DataConfig
+
+
+def eligible(captions: Sequence[Caption], config: DataConfig) -> list[int]:
+    """Return the numbers of the captions that `caption_sources` and `min_caption_quality` admit.
+
+    A caption without a quality score is admitted: nobody judged it.
+    """
+    sources, least = config.caption_sources, config.min_caption_quality
+    numbers = []
+    for number, caption in enumerate(captions):
+        if sources is not None and not any(fnmatchcase(caption["source"], s) for s in sources):
+            continue
+        quality = caption["scores"].get("quality")
+        if least is not None and quality is not None and quality < least:
+            continue
+        numbers.append(number)
+    return numbers
+
+
+def choose(
+    captions: Sequence[Caption], config: DataConfig, seed: int, epoch: int, uid: str
+) -> list[int]:
+    """Return the numbers of up to `captions_per_image` captions, drawn without replacement.
+
+    A function of (seed, epoch, uid) alone. Fewer captions asked for are a prefix of more, so runs
+    that differ in N are nested. Numbers, not texts, because noise is keyed by them.
+    """
+    numbers = eligible(captions, config)
+    if not numbers or config.captions_per_image == 0:
+        return []
+    draws = keyed.uniform(keyed.key("captions", seed, epoch, uid), len(captions))[numbers]
+    if config.caption_sampling == "quality":
+        scores = [captions[number]["scores"].get("quality") for number in numbers]
+        draws = _race(draws, scores)
+    order = np.argsort(draws, kind="stable")[: config.captions_per_image]
+    return [numbers[int(place)] for place in order]
+
+
+def _race(draws: NDArray[np.float64], scores: list[float | None]) -> NDArray[np.float64]:
+    """Return arrival times of exponential clocks with the scores as rates.
+
+    The order of arrival is sampling without replacement in proportion to the scores (Efraimidis and
+    Spirakis 2006). An unscored caption weighs as much as the mean of the scored; zero comes last.
+    """
+    known = [score for score in scores if score is not None]
+    mean = sum(known) / len(known) if known else 1.0
+    weights = np.array([mean if score is None else score for score in scores])
+    with np.errstate(divide="ignore"):
+        times = -np.log1p(-draws) / weights
+    # Among captions of weight zero the draw itself decides: 0/0 and x/0 have no order.
+    return np.where(weights > 0, times, np.finfo(np.float64).max * (0.5 + draws / 2))

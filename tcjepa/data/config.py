@@ -1,0 +1,107 @@
+"""What is read, how it is cropped, and which captions go with it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.settings import ConfigError, Settings
+from tcjepa.noise import NoiseConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DataConfig(Settings):
+    """The training (or evaluation) data and what is done to it before the model sees it."""
+
+    shards: str = Field(description="directory or fsspec URL that holds index.parquet")
+    split: str = Field("train", description="rows of the index with this split")
+    filter: str | None = Field(
+        None,
+        description='further condition on index columns, e.g. "quality_best >= 0.5 and '
+        'n_captions >= 2"; meta columns as meta.x',
+    )
+    image_size: Positive = Field(224, description="side of the square the model sees [px]")
+    crop_scale: tuple[float, float] = Field(
+        (0.3, 1.0), description="area of the random crop [share of the image]"
+    )
+    crop_ratio: tuple[float, float] = Field(
+        (3 / 4, 4 / 3), description="aspect of the random crop [width/height]"
+    )
+    max_pixels: Positive = Field(
+        64_000_000, description="larger images are refused from their header, undecoded [px]"
+    )
+    captions_per_image: Annotated[int, Field(ge=0)] = Field(
+        8, description="captions drawn per image and epoch [captions]"
+    )
+    caption_sampling: Literal["uniform", "quality"] = Field(
+        "uniform", description="how they are drawn: all alike, or weighted by their quality score"
+    )
+    min_caption_quality: Share | None = Field(
+        None, description="captions with a lower quality score are left out; unscored ones stay"
+    )
+    caption_sources: list[str] | None = Field(
+        None, description='only captions from these sources, e.g. [alt, "annotations:*"]'
+    )
+    noise: NoiseConfig = Field(NoiseConfig(), description="caption noise, for studies")
+    window: Positive = Field(
+        16, description="samples are shuffled within this many shards at a time [shards]"
+    )
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="loader processes per rank; 0 loads inline [processes]"
+    )
+    prefetch: Positive = Field(2, description="batches each worker prepares ahead [batches]")
+    cache_dir: str | None = Field(
+        None,
+        description="local folder for remote shards and the mapped index, shared by the "
+        "processes of a node; null: a private folder under the system's temporary one",
+    )
+    cache_bytes: Positive = Field(
+        64 * 2**30, description="remote shards kept on disk, least recently used go first [bytes]"
+    )
+    unreadable_limit: Share = Field(
+        0.01, description="stop when more samples than this had to be replaced [share]"
+    )
+
+    @model_validator(mode="after")
+    def _check_crop(self) -> DataConfig:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale {low, high} must satisfy 0 < low <= high <= 1")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio {low, high} must satisfy 0 < low <= high")
+        return self
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Return the node's cache folder, created; raises `ConfigError` if another user owns it.
+
+    The default lies in a folder that anybody may write to, so it is made private and its owner is
+    checked: an index planted there would choose what we read.
+    """
+    if config.cache_dir is not None:
+        folder = Path(config.cache_dir).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    folder = Path(tempfile.gettempdir()) / f"tcjepa-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or folder.is_symlink():
+        raise ConfigError(f"data.cache_dir: {folder} belongs to another user; name a folder")
+    folder.chmod(0o700)
+    return folder
+
+
+def worker_count(config: DataConfig) -> int:
+    """Return the number of loader processes of this rank; `auto` shares the cores among ranks."""
+    if config.workers != "auto":
+        return config.workers
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) // ranks
+    return max(0, min(16, cores - 1))

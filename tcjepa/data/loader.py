@@ -1,0 +1,189 @@
+"""Batches in plan order, from worker processes that only execute lists."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.settings import ConfigError
+from tcjepa.data.batch import Batch, BatchBuilder, Task
+from tcjepa.data.config import DataConfig, worker_count
+from tcjepa.data.index import ShardIndex
+from tcjepa.data.ledger import SubstitutionLedger
+from tcjepa.data.plan import LoaderState, Plan
+from tcjepa.data.prefetch import ShardPrefetcher
+
+#: Seconds a worker lives on after SIGTERM. Schedulers signal every process of a job at once, and
+#: the trainer wants to finish its step and save before its workers are gone.
+_GRACE: Final = 60
+
+
+class Loader:
+    """An iterable of `steps` batches; iterating twice gives the same batches twice.
+
+    Step s takes the global positions [start + s·G, start + (s+1)·G) for global batch G; rank r of R
+    the r-th of R equal slices. Worker count changes nothing but speed.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        config: DataConfig,
+        plan: Plan,
+        tasks: Tasks,
+        ledger: SubstitutionLedger,
+    ) -> None:
+        self.plan = plan
+        self._index, self._config, self._tasks, self._ledger = index, config, tasks, ledger
+        self._builder = BatchBuilder(index, config, plan.seed)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        prefetcher = ShardPrefetcher(self._index, self._config, self.plan)
+        tasks = self._tasks.with_prefetch(prefetcher)
+        try:
+            for batch in run_tasks(
+                self._builder,
+                tasks,
+                workers=min(worker_count(self._config), len(self)),
+                prefetch=self._config.prefetch,
+            ):
+                self._ledger.record(batch)
+                yield batch
+        finally:
+            prefetcher.close()
+
+    def state_after(self, batch: Batch) -> LoaderState:
+        """Return the state to save once a batch has entered an optimizer step on every rank."""
+        return self.plan.state(batch.position + self._tasks.global_batch)
+
+
+class Tasks(Sequence[Task]):
+    """The lists that workers execute: one rank's slice of each global batch of a plan."""
+
+    def __init__(
+        self, plan: Plan, *, start: int, steps: int, global_batch: int, rank: int, world_size: int
+    ) -> None:
+        self.global_batch = global_batch
+        self._plan, self._start, self._steps = plan, start, steps
+        self._rank, self._local = rank, global_batch // world_size
+        self._prefetcher: ShardPrefetcher | None = None
+
+    def with_prefetch(self, prefetcher: ShardPrefetcher) -> Tasks:
+        """Return the same tasks, telling a prefetcher which positions are coming up."""
+        tasks = copy.copy(self)
+        tasks._prefetcher = prefetcher
+        return tasks
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: Any) -> Any:
+        if not 0 <= step < self._steps:
+            raise IndexError(step)
+        position = self._start + step * self.global_batch
+        if self._prefetcher is not None:
+            self._prefetcher.at(position)
+        first = position + self._rank * self._local
+        epochs, rows = self._plan.rows(first, first + self._local)
+        return Task(position, tuple(epochs.tolist()), tuple(rows.tolist()))
+
+
+def make_loader(
+    index: ShardIndex,
+    config: DataConfig,
+    *,
+    seed: int,
+    global_batch: int,
+    steps: int,
+    state: LoaderState | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    ledger: SubstitutionLedger | None = None,
+) -> Loader:
+    """Return the batches of `steps` steps of one rank, from a saved state or from the start.
+
+    `global_batch` [images] is over all ranks. Raises `ConfigError` if it cannot be shared equally
+    among them, or if the state belongs to other data or another seed. Iteration raises
+    `TooManyUnreadableError` past `config.unreadable_limit` and `ShardUnavailableError` when a shard
+    as a whole cannot be had.
+    """
+    if global_batch <= 0 or global_batch % world_size:
+        raise ConfigError(
+            f"global batch {global_batch} cannot be shared equally by {world_size} ranks; "
+            f"use a multiple of {world_size}"
+        )
+    plan = Plan(index.shard_sizes, index.fingerprint, seed, config.window)
+    start = plan.position(state) if state is not None else 0
+    tasks = Tasks(
+        plan,
+        start=start,
+        steps=steps,
+        global_batch=global_batch,
+        rank=rank,
+        world_size=world_size,
+    )
+    ledger = ledger or SubstitutionLedger(None, config.unreadable_limit)
+    return Loader(index, config, plan, tasks, ledger)
+
+
+def run_tasks(dataset: Any, tasks: Sequence[Any], workers: int, prefetch: int) -> Iterator[Any]:
+    """Yield `dataset[task]` of every task in order, computed by `workers` processes or inline.
+
+    Workers come from a fork server, a process that never touched CUDA, threads or event loops: a
+    plain fork of the trainer would copy locked mutexes of all of these.
+    """
+    if workers == 0:
+        for task in tasks:
+            yield dataset[task]
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    loader: DataLoader[Any] = DataLoader(
+        _as_dataset(dataset),
+        batch_size=None,
+        sampler=tasks,
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        collate_fn=_as_is,
+        worker_init_fn=_start_worker,
+        multiprocessing_context=context,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else DataLoader would draw from the global one
+    )
+    yield from loader
+
+
+def _as_dataset(dataset: Any) -> Dataset[Any]:
+    """Give `DataLoader` the class it types against; it only ever calls `__getitem__`."""
+    return dataset  # type: ignore[no-any-return]
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _start_worker(worker: int) -> None:
+    del worker
+    cv2.setNumThreads(0)
+    warnings.simplefilter("default")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer decides what Ctrl-C means
+    signal.signal(signal.SIGTERM, _die_later)
+
+
+def _die_later(signum: int, frame: object) -> None:
+    del signum, frame
+    signal.alarm(_GRACE)
+
+
+__all__ = ["Batch", "Loader", "make_loader", "run_tasks"]

@@ -1,0 +1,56 @@
+"""Fetches the remote shards of the window in use and the next one, ahead of the workers."""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from tcjepa.data.config import DataConfig
+from tcjepa.data.index import ShardIndex
+from tcjepa.data.plan import Plan
+from tcjepa.data.reader import ShardReader
+
+_FETCHERS: Final = 4
+
+
+class ShardPrefetcher:
+    """Keeps the cache one window ahead; does nothing where shards are local.
+
+    A window shuffles all its shards together, so its first batch needs nearly every one of them:
+    without fetching ahead, training would stop at each window for the time of a full fetch. Ranks
+    of a node may all prefetch; the cache's locks make one of them fetch each shard.
+    """
+
+    def __init__(self, index: ShardIndex, config: DataConfig, plan: Plan) -> None:
+        self._index, self._plan = index, plan
+        self._cache = ShardReader(index, config.cache_bytes).cache
+        self._asked: tuple[int, int] | None = None
+        self._pool = ThreadPoolExecutor(_FETCHERS, "shards") if self._cache else None
+
+    def at(self, position: int) -> None:
+        """Note that batches at a global position are about to be built."""
+        if self._pool is None:
+            return
+        epoch, offset = divmod(position, len(self._plan))
+        window = self._plan.epoch(epoch).window_at(offset)
+        if self._asked == (epoch, window):
+            return
+        self._asked = (epoch, window)
+        following = self._plan.epoch(epoch).shards_of(window + 1)
+        if len(following) == 0:
+            following = self._plan.epoch(epoch + 1).shards_of(0)
+        for number in (*self._plan.epoch(epoch).shards_of(window), *following):
+            self._pool.submit(self._fetch, self._index.shards[int(number)])
+
+    def close(self) -> None:
+        """Drop what was not begun; a fetch under way ends in its thread."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, shard: str) -> None:
+        assert self._cache is not None
+        try:
+            self._cache.fetch(shard)
+        except Exception as error:  # the worker that needs the shard meets and raises it
+            warnings.warn(f"prefetch of {shard}: {error}", stacklevel=1)

@@ -1,0 +1,59 @@
+"""Random numbers as pure functions of a key: no state, no order, the same on every machine.
+
+numpy promises that a bit generator's raw stream never changes, and promises no such thing for the
+methods of `numpy.random.Generator` (NEP 19). A plan that must survive a numpy upgrade in the middle
+of a run is therefore built from raw Philox words and a stable argsort, never from
+`Generator.permutation`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bits: TypeAlias = NDArray[np.uint64]
+
+_SEPARATOR: Final = b"\x1f"
+_TO_UNIT: Final = 2.0**-53
+
+
+def key(*parts: int | str) -> int:
+    """Return a 128-bit key of the parts; a part's type counts, so `1` and `"1"` differ."""
+    text = _SEPARATOR.join(
+        b"i%d" % part if isinstance(part, int) else b"s" + part.encode() for part in parts
+    )
+    return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+
+
+def bits(philox_key: int, count: int) -> Bits:
+    """Return `count` uniform 64-bit words (count,) uint64."""
+    return np.asarray(np.random.Philox(key=philox_key).random_raw(count), dtype=np.uint64)
+
+
+def uniform(philox_key: int, count: int) -> NDArray[np.float64]:
+    """Return `count` numbers in [0, 1), (count,) float64, with 53 random bits each."""
+    return (bits(philox_key, count) >> np.uint64(11)).astype(np.float64) * _TO_UNIT
+
+
+def permutation(philox_key: int, count: int) -> NDArray[np.int64]:
+    """Return a permutation of `range(count)`, (count,) int64.
+
+    Two equal words (chance below 1e-7 at a million) keep their order, so the result stays defined.
+    """
+    return np.argsort(bits(philox_key, count), kind="stable")
+
+
+def mix(values: Bits, salt: int) -> Bits:
+    """Return one uniform word per value, a function of (value, salt): splitmix64's finaliser.
+
+    For arrays of already well-spread values (uids are hash digits), where one Philox generator per
+    element would cost microseconds each.
+    """
+    with np.errstate(over="ignore"):
+        word = values + np.uint64(salt & 0xFFFFFFFFFFFFFFFF)
+        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(word ^ (word >> np.uint64(31)), dtype=np.uint64)
