@@ -1,0 +1,1 @@
+"""Filters: measures of images and captions first, verdicts from thresholds second."""
