@@ -1,0 +1,1 @@
+"""Evaluation of frozen encoders: what their features make easy, and how sure we are."""

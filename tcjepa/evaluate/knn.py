@@ -27,7 +27,7 @@ def predict(
         raise ValueError(f"temperature is {temperature}; it must be positive")
     bank = torch.nn.functional.normalize(train.float(), dim=1).T.contiguous()
     predicted = [labels.new_empty(0)]
-    for chunk in test.split(_CHUNK):
+    for chunk in torch.split(test, _CHUNK):
         cosine = torch.nn.functional.normalize(chunk.float(), dim=1) @ bank
         predicted.append(_vote(cosine, labels, classes, k, temperature))
     return torch.cat(predicted)

@@ -43,6 +43,7 @@ def probe(
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
+    *,
     classes: int,
     config: SweepConfig,
     seeds: int,
@@ -55,15 +56,16 @@ def probe(
     """
     _check(train_features, train_labels, test_features, classes)
     standardise = Standardiser.fit(train_features)
-    rows, tested = standardise(train_features), standardise(test_features)
+    data = _Data(standardise(train_features), train_labels, classes)
+    tested = standardise(test_features)
     settings = grid(config.learning_rates, config.weight_decays)
     accuracies, chosen = [], []
     for seed in range(seeds):
         best = settings[0]
         if len(settings) > 1:
-            best = settings[_choose(rows, train_labels, classes, settings, config, seed)]
-        everything = torch.arange(len(rows), device=rows.device)
-        final = _fit(rows, train_labels, classes, everything, [best], config, seed)
+            best = settings[_choose(data, settings, config, seed)]
+        everything = torch.arange(len(data.rows), device=tested.device)
+        final = _fit(data, everything, [best], config, seed)
         accuracies.append(float(accuracy(final, tested, test_labels)[0]))
         chosen.append(best)
     commonest = int(train_labels.bincount().argmax())
@@ -104,41 +106,37 @@ def edges(chosen: Sequence[Setting], config: SweepConfig) -> tuple[str, ...]:
 def accuracy(classifiers: Classifiers, rows: Tensor, labels: Tensor) -> Tensor:
     """Return the share (G,) of rows (m, D) that each of the G classifiers gets right."""
     right = torch.zeros(classifiers.bias.shape[0], device=rows.device)
-    for chunk, truth in zip(rows.split(_CHUNK), labels.split(_CHUNK), strict=True):
+    for chunk, truth in zip(torch.split(rows, _CHUNK), torch.split(labels, _CHUNK), strict=True):
         right += (classifiers.logits(chunk).argmax(dim=2) == truth[:, None]).sum(dim=0)
     return right / len(rows)
 
 
-def _choose(
-    rows: Tensor,
-    labels: Tensor,
-    classes: int,
-    settings: list[Setting],
-    config: SweepConfig,
-    seed: int,
-) -> int:
-    fit, held = split(len(rows), config.validation_share, seed, rows.device)
-    swept = _fit(rows, labels, classes, fit, settings, config, seed)
-    return int(accuracy(swept, rows[held], labels[held]).argmax())
+@dataclass(frozen=True)
+class _Data:
+    """Standardised training rows (n, D), their labels (n,) and K."""
+
+    rows: Tensor
+    labels: Tensor
+    classes: int
+
+
+def _choose(data: _Data, settings: list[Setting], config: SweepConfig, seed: int) -> int:
+    fit, held = split(len(data.rows), config.validation_share, seed, data.rows.device)
+    swept = _fit(data, fit, settings, config, seed)
+    return int(accuracy(swept, data.rows[held], data.labels[held]).argmax())
 
 
 def _fit(
-    rows: Tensor,
-    labels: Tensor,
-    classes: int,
-    chosen: Tensor,
-    settings: list[Setting],
-    config: SweepConfig,
-    seed: int,
+    data: _Data, chosen: Tensor, settings: list[Setting], config: SweepConfig, seed: int
 ) -> Classifiers:
     def minibatch(numbers: Tensor) -> tuple[Tensor, Tensor]:
-        targets = torch.nn.functional.one_hot(labels[numbers], classes).float()
-        return rows[numbers], targets
+        targets = torch.nn.functional.one_hot(data.labels[numbers], data.classes).float()
+        return data.rows[numbers], targets
 
     return train(
         minibatch,
         chosen,
-        (rows.shape[1], classes),
+        (data.rows.shape[1], data.classes),
         settings,
         epochs=config.epochs,
         batch=config.batch,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 BACKGROUND = 0
 IGNORED = 255
 _MOST_CLASSES = 254
+_MARGIN = 256 / 224
 
 Polygon = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.uint8]
@@ -53,10 +54,11 @@ def crop_polygons(
     """
     if width < 1 or height < 1:
         raise ValueError(f"an image of {width} × {height} pixels has no crop")
-    short = round(size * 256 / 224)
-    scale = short / min(width, height)
-    resized = np.array([round(width * scale), round(height * scale)])
-    corner = (resized - size) // 2
+    short = round(size * _MARGIN)
+    resized = np.array([int(short * width / height), short])
+    if width < height:
+        resized = np.array([short, int(short * height / width)])
+    corner = np.round((resized - size) / 2.0)  # both roundings are torchvision's
     return [
         (item["category"], _vertices(item) * resized - corner)
         for item in annotations.get("objects", [])

@@ -5,10 +5,10 @@ Every setting sees the same minibatches, so that all of them share one matrix pr
 more than its widest product, on a CPU too.
 
 An under-trained probe ranks encoders wrongly: features of an untrained ViT are so correlated that
-AdamW on them, feature by feature, stops far from the optimum that L-BFGS finds, and a random-weights
-baseline then looks worse than it is. So features are standardised and then rotated to their
+AdamW on them, feature by feature, stops far from the optimum that L-BFGS finds, and a baseline of
+random weights then looks worse than it is. So features are standardised, then rotated to their
 principal axes. A rotation changes neither the family of linear classifiers nor the length of their
-weights (what weight decay shrinks); it only lines AdamW's per-coordinate steps up with the curvature.
+weights (what weight decay shrinks); it only lines AdamW's steps up with the curvature.
 
 Shapes: b rows of a minibatch, D features, G settings, K classes.
 """
@@ -75,7 +75,7 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     width, origin = rows.shape[1], rows[0].double()
     first = torch.zeros(width, dtype=torch.float64, device=rows.device)
     second = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
-    for chunk in rows.split(_CHUNK):
+    for chunk in torch.split(rows, _CHUNK):
         centred = chunk.double() - origin
         first += centred.sum(dim=0)
         second += centred.T @ centred
@@ -127,7 +127,8 @@ def train(
     bias = torch.zeros(len(settings) * classes, device=device)
     rate = _columns([s.learning_rate for s in settings], classes, device)
     decay = _columns([s.weight_decay for s in settings], classes, device)
-    moments = [torch.zeros_like(t) for t in (weight, weight, bias, bias)]
+    weight_moments = torch.zeros_like(weight), torch.zeros_like(weight)
+    bias_moments = torch.zeros_like(bias), torch.zeros_like(bias)
     steps = epochs * math.ceil(len(rows) / batch)
     for step, chosen in enumerate(_orders(rows, epochs, batch, generator)):
         inputs, targets = minibatch(chosen)
@@ -135,8 +136,8 @@ def train(
         error = (logits.softmax(dim=2) - targets[:, None]).view(len(inputs), -1) / len(inputs)
         now = rate * (0.5 * (1 + math.cos(math.pi * step / steps)))
         weight.mul_(1 - now * decay)  # the bias is not decayed
-        _adam(weight, inputs.T @ error, moments[0], moments[1], now, step + 1)
-        _adam(bias, error.sum(dim=0), moments[2], moments[3], now, step + 1)
+        _adam(weight, inputs.T @ error, weight_moments, now, step + 1)
+        _adam(bias, error.sum(dim=0), bias_moments, now, step + 1)
     return Classifiers(
         weight.view(width, len(settings), classes), bias.view(len(settings), classes)
     )
@@ -146,16 +147,16 @@ def _columns(values: list[float], classes: int, device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).repeat_interleave(classes)
 
 
-def _orders(
-    rows: Tensor, epochs: int, batch: int, generator: torch.Generator
-) -> Iterator[Tensor]:
+def _orders(rows: Tensor, epochs: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     for _ in range(epochs):
-        yield from rows[torch.randperm(len(rows), generator=generator).to(rows.device)].split(batch)
+        order = torch.randperm(len(rows), generator=generator).to(rows.device)
+        yield from torch.split(rows[order], batch)
 
 
 def _adam(
-    values: Tensor, gradient: Tensor, first: Tensor, second: Tensor, rate: Tensor, step: int
+    values: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], rate: Tensor, step: int
 ) -> None:
+    first, second = moments
     first.lerp_(gradient, 1 - _BETAS[0])
     second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
     scale = (second / (1 - _BETAS[1] ** step)).sqrt_().add_(_EPSILON)

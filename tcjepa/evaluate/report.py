@@ -1,0 +1,167 @@
+"""What an evaluation found, as JSON, as a table, and as a comparison of two encoders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter, ValidationError
+
+from tcjepa.evaluate.linear import ProbeResult
+from tcjepa.evaluate.measure import Measure
+from tcjepa.evaluate.segmentation import SegmentationResult
+
+_ABSENT = "—"
+
+
+@dataclass(frozen=True)
+class SpectrumResult:
+    """Effective rank (RankMe) and feature std of the pooled test features of width D."""
+
+    effective_rank: float
+    feature_std: float
+    width: int
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Everything measured on one encoder; accuracies and IoU are shares in [0, 1].
+
+    `linear` and `knn` have one entry per label. `text_gain` is a property of the predictor, so its
+    owner fills it in with `dataclasses.replace`: prediction loss with captions swapped between
+    images minus the loss with the right ones. `notes` are caveats a reader must know.
+    """
+
+    train_images: int
+    test_images: int
+    linear: dict[str, ProbeResult]
+    knn: dict[str, Measure]
+    segmentation: SegmentationResult | None
+    spectrum: SpectrumResult | None
+    text_gain: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the result as indented JSON that `from_json` reads back unchanged."""
+        return _ADAPTER.dump_json(self, indent=2).decode() + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> EvaluationResult:
+        """Return the result a JSON text holds; raises `ValueError` where it holds another thing."""
+        try:
+            return _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            raise ValueError(f"not an evaluation result: {error}") from error
+
+
+_ADAPTER = TypeAdapter(EvaluationResult)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far encoder A is ahead of B in one measure: a difference and its standard error."""
+
+    measure: str
+    difference: float
+    error: float
+
+    @property
+    def standard_errors(self) -> float:
+        """The difference in units of its standard error."""
+        if self.error > 0:
+            return self.difference / self.error
+        return math.copysign(math.inf, self.difference) if self.difference else 0.0
+
+    def __str__(self) -> str:
+        ahead = "ahead" if self.difference >= 0 else "behind"
+        return (
+            f"{self.measure}: {abs(100 * self.difference):.1f} points {ahead}, "
+            f"{abs(self.standard_errors):.1f} standard errors"
+        )
+
+
+def measures(result: EvaluationResult) -> dict[str, Measure]:
+    """Return every measure that has a standard error, by its column name."""
+    found = {f"linear {name}": probe.accuracy for name, probe in result.linear.items()}
+    if result.segmentation is not None:
+        found["mIoU"] = result.segmentation.miou
+    return found | {f"kNN {name}": value for name, value in result.knn.items()}
+
+
+def comparison(a: EvaluationResult, b: EvaluationResult) -> list[Comparison]:
+    """Return by how many standard errors A beats B in each measure that both have.
+
+    The error of a difference is √(e_A² + e_B²) of the larger errors (see `measure`). Where both
+    were tested on the same images their sampling errors are correlated, so this errs towards
+    calling a difference smaller than it is. It speaks of these two encoders, not of the methods
+    that trained them: for those, repeat the training.
+    """
+    first, second = measures(a), measures(b)
+    return [
+        Comparison(
+            name,
+            first[name].value - second[name].value,
+            math.hypot(first[name].error, second[name].error),
+        )
+        for name in first
+        if name in second
+    ]
+
+
+def format_table(rows: Mapping[str, EvaluationResult]) -> str:
+    """Return a plain-text table with one line per encoder; shares in percent, — where undefined.
+
+    `±` is one standard error: the larger of that over probe seeds and that of the test set. Notes
+    follow, each once per encoder.
+    """
+    columns = _columns(list(rows.values()))
+    head = ["encoder", *columns]
+    body = [[name, *(cell(result) for cell in columns.values())] for name, result in rows.items()]
+    widths = [max(len(line[index]) for line in [head, *body]) for index in range(len(head))]
+    lines = [_aligned(line, widths) for line in [head, ["-" * width for width in widths], *body]]
+    notes = [f"{name}: {note}" for name, result in rows.items() for note in result.notes]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _columns(results: Sequence[EvaluationResult]) -> dict[str, Callable[[EvaluationResult], str]]:
+    shared = {name: None for result in results for name in measures(result)}
+    columns: dict[str, Callable[[EvaluationResult], str]] = {
+        name: lambda result, name=name: _share(measures(result).get(name))  # type: ignore[misc]
+        for name in shared
+    }
+    columns["effective rank"] = _rank
+    columns["text gain"] = _gain
+    return columns
+
+
+def _share(measure: Measure | None) -> str:
+    if measure is None:
+        return _ABSENT
+    return f"{100 * measure.value:.1f} ± {100 * measure.error:.1f}"
+
+
+def _rank(result: EvaluationResult) -> str:
+    if result.spectrum is None:
+        return _ABSENT
+    return f"{result.spectrum.effective_rank:.1f} of {result.spectrum.width}"
+
+
+def _gain(result: EvaluationResult) -> str:
+    return _ABSENT if result.text_gain is None else f"{result.text_gain:.4f}"
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first = cells[0].ljust(widths[0])
+    rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return "  ".join([first, *rest]).rstrip()
+
+
+__all__ = [
+    "Comparison",
+    "EvaluationResult",
+    "SpectrumResult",
+    "comparison",
+    "format_table",
+    "measures",
+]
