@@ -2,8 +2,8 @@
 
 Both samplers implement I-JEPA's masking (one large context block, M target blocks, the targets
 removed from the context). `uniform` is the default; `reference` repeats the public code
-(facebookresearch/ijepa, src/masks/multiblock.py), which cuts every context to the batch's minimum in
-raster order, never covers the last row and column, and ties a block's scale to its aspect.
+(facebookresearch/ijepa, src/masks/multiblock.py), which cuts every context to the batch's minimum
+in raster order, never covers the last row and column, and ties a block's scale to its aspect.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MaskConfig(Settings):
     )
     target_scale: tuple[float, float] = Field(
         (0.15, 0.2),
-        description="a target block; I-JEPA: 0.15-0.2; `uniform` uses the mean [share of the image]",
+        description="a target block; I-JEPA: 0.15-0.2; `uniform` takes the mean [image share]",
     )
     target_aspect: tuple[float, float] = Field(
         (0.75, 1.5), description="a target block; I-JEPA: 0.75-1.5 [height / width]"
@@ -87,13 +87,14 @@ def sample_masks(
     batch: int,
     seed: int,
     step: int,
+    *,
     rows: slice | None = None,
 ) -> Masks:
     """Return masks of `rows` (default: all) of a global batch, a pure function of (seed, step).
 
     `grid` is (rows, columns) of patches and `batch` the global batch, so a rank's slice is the same
-    whatever the number of ranks. With `uniform`, image i's masks depend on (seed, step, i) alone and
-    every call returns the same shapes. Raises `ConfigError` if the grid is too small for
+    whatever the number of ranks. With `uniform`, image i's masks depend on (seed, step, i) alone
+    and every call returns the same shapes. Raises `ConfigError` if the grid is too small for
     `masks.min_context` patches besides the targets.
     """
     if config.sampler == "reference":
@@ -137,7 +138,7 @@ def token_counts(config: MaskConfig, grid: tuple[int, int]) -> TokenCounts:
     numbers = keyed.uniform(keyed.key("mask calibration"), _CALIBRATION_DRAWS * per_attempt)
     free, _ = _blocks(config, grid, numbers.reshape(_CALIBRATION_DRAWS, per_attempt), T)
     C = int(np.sort(free.sum(1))[int(SHORT_SHARE * _CALIBRATION_DRAWS)])
-    if C < config.min_context:
+    if config.min_context > C:
         raise ConfigError(
             f"masks.min_context: a {grid[0]}x{grid[1]} grid leaves {C} context patches beside "
             f"{config.targets} targets of {T}, fewer than {config.min_context}; use more patches "
@@ -221,9 +222,7 @@ def _inside(
     return np.asarray((axis >= start[:, None]) & (axis < (start + length)[:, None]))
 
 
-def _choose(
-    free: NDArray[np.bool_], numbers: NDArray[np.float64], count: int
-) -> NDArray[np.int64]:
+def _choose(free: NDArray[np.bool_], numbers: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Return `count` cells (n, count) drawn from the free ones (n, P), in raster order."""
     order = np.where(free, numbers, 2.0)
     if count == free.shape[1]:

@@ -1,0 +1,1 @@
+"""TC-JEPA: encoder, text-conditioned predictor, losses."""

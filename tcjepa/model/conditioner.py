@@ -22,19 +22,19 @@ from tcjepa.model.config import TextConditioning
 class Words:
     """The captions of a batch, with a null token for images that have none."""
 
-    words_USF: Tensor  # word embeddings of the distinct captions; the last one is the null caption
+    words: Tensor  # (U, S, F) word embeddings of the distinct captions; the last is the null one
     index: Tensor  # (B, N) int64 into U, 0 where absent
     present: Tensor  # (B, N) bool: captions to attend to, the null caption among them
     real: Tensor  # (B, N) bool: captions given by the data, which the regularizers cover
-    valid_BNS: Tensor  # bool, False at padding
+    valid: Tensor  # (B, N, S) bool, False at padding and in absent captions
 
 
 @dataclass(frozen=True)
 class WordAttention:
     """What one layer's attention looked like; losses and monitors read it."""
 
-    cosine_BNSQ: Tensor  # cosine of patch and word, float32, mean over heads
-    weights_BNSQ: Tensor  # softmax over words, float32, detached, mean over heads
+    cosine: Tensor  # (B, N, S, Q) float32, of patch and word, mean over heads; padding unmasked
+    weights: Tensor  # (B, N, S, Q) float32, softmax over words, detached, mean over heads
 
 
 class Conditioner(nn.Module):
@@ -70,19 +70,19 @@ class Conditioner(nn.Module):
 
     def _attend(self, query_BQE: Tensor, words: Words) -> tuple[Tensor, WordAttention]:
         """Return sum_s softmax(q K_s / sqrt(d)) V_s per caption (B, N, Q, E), and the attention."""
-        B, N, S = words.valid_BNS.shape
+        B, N, S = words.valid.shape
         Q, E = query_BQE.shape[1:]
         h, d = self.heads, query_BQE.shape[2] // self.heads
         # Projected once per distinct caption, gathered per image: never once per target block.
         flat = words.index.flatten()
-        key_BhWd = _split(self.key(words.words_USF).index_select(0, flat).view(B, N * S, E), h)
-        value = self.value(words.words_USF).index_select(0, flat)
+        key_BhWd = _split(self.key(words.words).index_select(0, flat).view(B, N * S, E), h)
+        value = self.value(words.words).index_select(0, flat)
         query_BhdQ = _split(query_BQE, h).transpose(2, 3)
 
         dots = torch.matmul(key_BhWd, query_BhdQ).float()  # (B, h, N*S, Q)
-        padding = torch.zeros_like(words.valid_BNS, dtype=torch.float32)
+        padding = torch.zeros_like(words.valid, dtype=torch.float32)
         # Finite, so that an absent caption (all padding) gives numbers, not NaN; it is never used.
-        padding.masked_fill_(~words.valid_BNS, -1e30)
+        padding.masked_fill_(~words.valid, -1e30)
         logits = dots * d**-0.5 + padding.view(B, 1, N * S, 1)
         weights = logits.view(B, h, N, S, Q).softmax(dim=3)
         # (B*h*N, Q, S) @ (B*h*N, S, d): the transposed view costs nothing in a batched product.
@@ -105,7 +105,8 @@ class Conditioner(nn.Module):
             return each_BNQE.masked_fill(absent, -torch.inf).amax(dim=1)
         if self.fusion == "mean":
             share = present_BN / present_BN.sum(1, keepdim=True)
-            return (each_BNQE * share[:, :, None, None].to(each_BNQE.dtype)).sum(1)
+            weighted = each_BNQE * share[:, :, None, None].to(each_BNQE.dtype)
+            return weighted.sum(1)
         scale = query_BQE.shape[-1] ** -0.5
         scores_BNQ = (each_BNQE * query_BQE.unsqueeze(1)).sum(-1).float() * scale
         share = scores_BNQ.masked_fill(absent[..., 0], -torch.inf).softmax(dim=1)
@@ -117,12 +118,14 @@ class Conditioner(nn.Module):
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """Return (B, h, X, d) of (B, X, h*d)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    B, X, width = x.shape
+    return x.view(B, X, heads, width // heads).transpose(1, 2)
 
 
 def _inverse_norm(x: Tensor, dim: int = -1) -> Tensor:
     """Return 1 / L2 norm over `dim`, float32, as `functional.normalize` bounds it."""
-    return torch.linalg.vector_norm(x.float(), dim=dim).clamp_min(1e-6).reciprocal()
+    norm: Tensor = torch.linalg.vector_norm(x.float(), dim=dim)
+    return norm.clamp_min(1e-6).reciprocal()
 
 
 __all__ = ["Conditioner", "WordAttention", "Words"]

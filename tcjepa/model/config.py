@@ -12,7 +12,7 @@ from pipeline.settings import Settings
 class TextConditioning(Settings):
     """How captions enter the predictor (TC-JEPA, arXiv 2605.03245, Eqs. 2-4)."""
 
-    heads: int = Field(1, ge=1, description="attention heads of Eq. 2; the paper writes one [heads]")
+    heads: int = Field(1, ge=1, description="attention heads of Eq. 2; paper: one [heads]")
     fusion: Literal["max", "mean", "attention"] = Field(
         "max", description="how the captions of an image are pooled at each layer; paper: max"
     )

@@ -86,7 +86,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def initialise(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
-    """Initialise a ViT in place as I-JEPA's code does; `blocks` are its residual blocks in order."""
+    """Initialise a ViT in place as I-JEPA's code does; `blocks` are its residual blocks."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)):
             nn.init.trunc_normal_(part.weight, std=INIT_STD)

@@ -70,9 +70,7 @@ class TCJEPA(nn.Module):
         context_BCD = self.encoder(images, masks.context)
         predicted_BMTD, attentions, words = self.predictor(context_BCD, masks, text)
 
-        predict = losses.prediction_loss(
-            predicted_BMTD, target_BMTD, self.config.prediction_loss
-        )
+        predict = losses.prediction_loss(predicted_BMTD, target_BMTD, self.config.prediction_loss)
         terms, loss = {"predict": predict}, predict
         monitors = {
             "context_std": _feature_std(context_BCD),
@@ -100,14 +98,8 @@ class TCJEPA(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """Move the target encoder: target <- momentum * target + (1 - momentum) * encoder."""
-        pairs = [
-            (target, online.detach())
-            for target, online in zip(
-                self.target_encoder.parameters(), self.encoder.parameters(), strict=True
-            )
-            if online.requires_grad
-        ]
-        targets, onlines = [t for t, _ in pairs], [o for _, o in pairs]
+        targets: list[Tensor] = list(self.target_encoder.parameters())
+        onlines: list[Tensor] = list(self.encoder.parameters())
         torch._foreach_lerp_(targets, onlines, 1.0 - momentum)
 
     def _regularizers(self, attentions: Sequence[WordAttention], words: Words) -> dict[str, Tensor]:
@@ -115,13 +107,13 @@ class TCJEPA(nn.Module):
         if config is None or config.sparsity == "none":
             return {}
         weights_BN = losses.caption_weights(words.real)
-        cosines = [attention.cosine_BNSQ for attention in attentions]
-        similarities = [losses.rectify(cosine, words.valid_BNS) for cosine in cosines]
+        cosines = [attention.cosine for attention in attentions]
+        similarities = [losses.rectify(cosine, words.valid) for cosine in cosines]
         if config.sparsity == "rectified":
             sparse = losses.sparsity(similarities, weights_BN)
         else:
             sparse = losses.entropy_sparsity(
-                cosines, words.valid_BNS, weights_BN, config.entropy_temperature
+                cosines, words.valid, weights_BN, config.entropy_temperature
             )
         return {"sparse": sparse, "consistency": losses.consistency(similarities, weights_BN)}
 
@@ -142,20 +134,19 @@ def _feature_std(x_BKD: Tensor) -> Tensor:
 @torch.no_grad()
 def _word_monitors(attentions: Sequence[WordAttention], words: Words) -> dict[str, Tensor]:
     """Return readings that show whether the text path lives (all shares in [0, 1])."""
-    valid_BNS = words.valid_BNS & words.real.unsqueeze(-1)
+    valid_BNS = words.valid & words.real.unsqueeze(-1)
     weights_BN = losses.caption_weights(words.real)
     pairs = valid_BNS.sum().clamp_min(1)
     captioned = words.real.any(1)
     positive_shares, entropies, wordless = [], [], []
     for attention in attentions:
-        positive_BNSQ = (attention.cosine_BNSQ > 0) & valid_BNS.unsqueeze(-1)
+        positive_BNSQ = (attention.cosine > 0) & valid_BNS.unsqueeze(-1)
         Q = positive_BNSQ.shape[-1]
         positive_shares.append(positive_BNSQ.sum() / (pairs * Q))
         without_BQ = ~positive_BNSQ.flatten(1, 2).any(1)
-        wordless.append((without_BQ.float().mean(1) * captioned).sum() / captioned.sum().clamp_min(1))
-        entropies.append(
-            losses.attention_entropy(attention.weights_BNSQ, words.valid_BNS, weights_BN)
-        )
+        wordless_B = without_BQ.float().mean(1) * captioned
+        wordless.append(wordless_B.sum() / captioned.sum().clamp_min(1))
+        entropies.append(losses.attention_entropy(attention.weights, words.valid, weights_BN))
     monitors: dict[str, Any] = {
         f"positive_share_layer{layer}": share for layer, share in enumerate(positive_shares)
     }
@@ -167,4 +158,4 @@ def _word_monitors(attentions: Sequence[WordAttention], words: Words) -> dict[st
     }
 
 
-__all__ = ["JepaOutput", "TCJEPA", "normalise"]
+__all__ = ["TCJEPA", "JepaOutput", "normalise"]

@@ -26,7 +26,8 @@ def prediction_loss(
     predicted, target = predicted_BMTD.float(), target_BMTD.float()
     if kind == "smooth_l1":
         return functional.smooth_l1_loss(predicted, target)
-    return torch.linalg.vector_norm(predicted - target, dim=-1).mean()
+    error: Tensor = torch.linalg.vector_norm(predicted - target, dim=-1)
+    return error.mean()
 
 
 def caption_weights(real_BN: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ def caption_weights(real_BN: Tensor) -> Tensor:
 
     `real_BN` is True at captions that exist; images without any have no weight.
     """
-    per_image = real_BN / real_BN.sum(1, keepdim=True).clamp_min(1)
+    per_image = real_BN.float() / real_BN.sum(1, keepdim=True).clamp_min(1)
     return per_image / real_BN.any(1).sum().clamp_min(1)
 
 
@@ -48,14 +49,14 @@ def sparsity(similarities: Sequence[Tensor], weights_BN: Tensor) -> Tensor:
 
     Vacuous once every cosine is negative: then value and gradient are 0.
     """
-    layers = [_weighted(O.sum(2), weights_BN) for O in similarities]
+    layers = [_weighted(rectified.sum(2), weights_BN) for rectified in similarities]
     return torch.stack(layers).mean()
 
 
 def consistency(similarities: Sequence[Tensor], weights_BN: Tensor) -> Tensor:
     """Return L_consistency of Eqs. 3 and 4: as `sparsity`, of ||O_l - mean over layers of O||_1."""
     mean = sum(similarities[1:], similarities[0]) / len(similarities)
-    layers = [_weighted((O - mean).abs().sum(2), weights_BN) for O in similarities]
+    layers = [_weighted((own - mean).abs().sum(2), weights_BN) for own in similarities]
     return torch.stack(layers).mean()
 
 

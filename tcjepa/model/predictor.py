@@ -33,7 +33,7 @@ class Predictor(nn.Module):
     output is what is projected to the prediction.
     """
 
-    position_PE: Tensor
+    positions: Tensor  # (P, E)
 
     def __init__(self, config: ModelConfig, encoder: EncoderShape, text_width: int | None) -> None:
         super().__init__()
@@ -41,9 +41,7 @@ class Predictor(nn.Module):
         heads = config.predictor_heads or encoder.heads
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.empty(width))
-        self.register_buffer(
-            "position_PE", sincos_positions(encoder.grid, width), persistent=False
-        )
+        self.register_buffer("positions", sincos_positions(encoder.grid, width), persistent=False)
         self.blocks = nn.ModuleList(
             Block(width, heads, qkv_bias=True, norm_layer=_norm)
             for _ in range(config.predictor_depth)
@@ -74,9 +72,9 @@ class Predictor(nn.Module):
         """
         B, C = masks.context.shape
         _, M, T = masks.targets.shape
-        positions_BPE = self.position_PE.expand(B, -1, -1)
+        positions_BPE = self.positions.expand(B, -1, -1)
         x_BCE = self.embed(context_BCD) + gather_patches(positions_BPE, masks.context)
-        queries_BMTE = self.mask_token + self.position_PE[masks.targets]
+        queries_BMTE = self.mask_token + self.positions[masks.targets]
         x = torch.cat(
             [x_BCE.unsqueeze(1).expand(-1, M, -1, -1), queries_BMTE.to(x_BCE.dtype)], dim=2
         ).flatten(0, 1)  # (B*M, C+T, E)
@@ -86,8 +84,8 @@ class Predictor(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x)
             if words is not None:
-                conditioned, attention = self.conditioners[layer](x.unflatten(0, (B, M)).flatten(1, 2), words)
-                x = conditioned.view(B * M, C + T, -1)
+                x_BQE, attention = self.conditioners[layer](x.view(B, M * (C + T), -1), words)
+                x = x_BQE.view(B * M, C + T, -1)
                 attentions.append(attention)
         x_BMTE = x.view(B, M, C + T, -1)[:, :, C:]
         return self.project(self.norm(x_BMTE)), attentions, words
