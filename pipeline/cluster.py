@@ -30,9 +30,7 @@ class ClusterConfig(Settings):
     dashboard: str | None = Field(
         "127.0.0.1:0", description="address of the Dask dashboard; port 0 picks one; null: none"
     )
-    retries: int = Field(
-        1, ge=0, description="further tries of a task that failed or lost its worker"
-    )
+    retries: int = Field(1, ge=0, description="further tries of a failed task")
 
     @model_validator(mode="after")
     def _one_cluster(self) -> ClusterConfig:

@@ -1,0 +1,49 @@
+# Every target works as the first command after a clone: it makes the environment it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# What the targets work on; override as in `make shards DATA=my.yaml RUN=runs/mine`.
+DATA   ?= data_configs/scenes.yaml
+RUN    ?= runs/scenes
+TRAIN  ?= tcjepa/configs/scenes.yaml
+STUDY  ?= tcjepa/ablate/studies/scenes.yaml
+# Further `key.sub=value` overrides of the command at hand.
+ARGS   ?=
+
+.PHONY: setup shards pretrain ablation test check bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "Python 3.11 or 3.12 is needed, this is %d.%d; set PYTHON=path" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+shards: setup
+	$(BIN)/python -m pipeline shards $(DATA) run=$(RUN) $(ARGS)
+
+pretrain: setup
+	@test -f $(RUN)/shards/manifest.json || $(MAKE) --no-print-directory shards
+	$(BIN)/python -m tcjepa pretrain $(TRAIN) run=$(RUN)/pretrain data.shards=$(RUN)/shards $(ARGS)
+	$(BIN)/python -m tcjepa evaluate $(RUN)/pretrain
+
+ablation: setup
+	@test -f $(RUN)/shards/manifest.json || $(MAKE) --no-print-directory shards
+	$(BIN)/python -m tcjepa ablate $(STUDY) run=$(RUN)/ablation $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=85
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m tcjepa bench
+	$(BIN)/python -m pipeline bench
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

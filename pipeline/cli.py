@@ -1,0 +1,99 @@
+"""The command line: `python -m pipeline {shards,status}`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.settings import ConfigError, describe, load, to_yaml
+
+DONE, PARTS_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0 done, 1 parts failed, 2 bad usage or config, 130 interrupted."""
+    parsed = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return command(parsed)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_USAGE
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return PARTS_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+class _ListKeys(argparse.Action):
+    """`--help` that also lists every config key with its default and unit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from pipeline.config import PipelineConfig
+
+        parser.print_help()
+        print("\nconfig keys (key = default: meaning):")
+        for key, default, description in describe(PipelineConfig):
+            print(f"  {key} = {default}: {description}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline", description="Turn image-text lists into scored shards."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shards = commands.add_parser("shards", help="build shards", add_help=False)
+    shards.add_argument("config", help="YAML config, see data_configs/")
+    shards.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
+    shards.add_argument("--dry-run", action="store_true", help="print the config and the plan")
+    shards.add_argument("-h", "--help", action=_ListKeys, nargs=0, help="show this and all keys")
+    shards.set_defaults(command=_shards)
+    status = commands.add_parser("status", help="how far a run is, and where its rows went")
+    status.add_argument("run", help="run directory")
+    status.set_defaults(command=_status)
+    return parser
+
+
+def _shards(parsed: argparse.Namespace) -> int:
+    from pipeline.config import PipelineConfig
+    from pipeline.funnel import format_funnel
+
+    config = load(PipelineConfig, parsed.config, parsed.overrides)
+    if parsed.dry_run:
+        return _dry_run(config)
+    from pipeline.run import build_shards
+
+    result = build_shards(config)
+    print(format_funnel(result.manifest["funnel"]))
+    print(f"{result.manifest['samples']:,} samples in {config.run}/shards")
+    for part, (stage, error) in sorted(result.failures.items()):
+        print(f"part {part} failed in {stage}: {error}", file=sys.stderr)
+    if result.failures:
+        print("the same command tries the failed parts again", file=sys.stderr)
+    return PARTS_FAILED if result.failures else DONE
+
+
+def _dry_run(config: Any) -> int:
+    from pipeline.plan import describe_plan
+
+    print(to_yaml(config))
+    print(describe_plan(config))
+    return DONE
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from pipeline.status import describe_run
+
+    print(describe_run(parsed.run))
+    return DONE
