@@ -26,6 +26,9 @@ BACKDROP_WINDOW: Final = 512
 #: Side of a pattern [px]; an object's diameter is half of it, so that it can be turned and moved.
 PATTERN_SIDE: Final = 256
 
+#: Standard deviation of `grain`, in grey levels.
+GRAIN_DEVIATION: Final = 32
+
 
 @functools.cache
 def backdrop(name: str) -> Image:
@@ -61,16 +64,16 @@ def pattern(name: str) -> Image:
 
 
 @functools.cache
-def grain() -> NDArray[np.int16]:
-    """Return sensor noise of unit deviation times 16, (BACKDROP_SIDE, BACKDROP_SIDE, 3)."""
+def grain() -> Image:
+    """Return sensor noise around 128, (BACKDROP_SIDE, BACKDROP_SIDE, 3)."""
     rng = np.random.default_rng(11)
-    noise = rng.standard_normal((BACKDROP_SIDE, BACKDROP_SIDE, 3), np.float32) * 16
-    return noise.astype(np.int16)
+    noise = rng.standard_normal((BACKDROP_SIDE, BACKDROP_SIDE, 3), np.float32)
+    return np.clip(128 + GRAIN_DEVIATION * noise, 0, 255).astype(np.uint8)
 
 
 def _edge(signed: Field) -> Field:
     """Return a soft step: 0 where `signed` is negative, 1 where it is positive."""
-    return np.clip(signed * 3 + 0.5, 0, 1)
+    return np.asarray(np.clip(signed * 3 + 0.5, 0, 1), np.float32)
 
 
 def _noise(
@@ -111,7 +114,7 @@ def _calm_sea(rng: np.random.Generator) -> _Relief:
 
 def _cloudy_sky(rng: np.random.Generator) -> _Relief:
     clouds = _noise(rng, BACKDROP_SIDE, 38, 22) + 0.4 * _noise(rng, BACKDROP_SIDE, 10)
-    return np.clip(clouds, -1.2, 1.5), _tint(10, 26, 42)
+    return np.asarray(np.clip(clouds, -1.2, 1.5), np.float32), _tint(10, 26, 42)
 
 
 def _sandy_beach(rng: np.random.Generator) -> _Relief:
@@ -129,7 +132,7 @@ def _brick_wall(rng: np.random.Generator) -> _Relief:
     shades = rng.standard_normal((64, 64)).astype(np.float32) * 0.6
     brick = shades[row.astype(int) % 64, (shifted // width).astype(int) % 64]
     face = brick + 0.3 * _noise(rng, BACKDROP_SIDE, 1)
-    return np.where(joint, np.float32(2.6), face), _tint(34, 32, 22)
+    return np.where(joint, 2.6, face).astype(np.float32), _tint(34, 32, 22)
 
 
 def _wooden_floor(rng: np.random.Generator) -> _Relief:
@@ -138,7 +141,7 @@ def _wooden_floor(rng: np.random.Generator) -> _Relief:
     board = rng.standard_normal(64).astype(np.float32)[(y // height).astype(int) % 64]
     lines = _noise(rng, BACKDROP_SIDE, 60, 1.0)
     seam = y % height < 3
-    return np.where(seam, np.float32(-3.0), 0.5 * board + 0.7 * lines), _tint(14, 18, 22)
+    return np.where(seam, -3.0, 0.5 * board + 0.7 * lines).astype(np.float32), _tint(14, 18, 22)
 
 
 def _night_sky(rng: np.random.Generator) -> _Relief:
@@ -149,7 +152,8 @@ def _night_sky(rng: np.random.Generator) -> _Relief:
 
 def _snowy_field(rng: np.random.Generator) -> _Relief:
     drifts = _noise(rng, BACKDROP_SIDE, 50, 14)
-    return 0.8 * drifts + 0.4 * _noise(rng, BACKDROP_SIDE, 1.2) - 0.4, _tint(10, 14, 18)
+    light = 0.8 * drifts + 0.4 * _noise(rng, BACKDROP_SIDE, 1.2) - np.float32(0.4)
+    return light, _tint(10, 14, 18)
 
 
 _RELIEFS: Final = {

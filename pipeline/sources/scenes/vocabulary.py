@@ -7,7 +7,7 @@ scene graph.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,9 +53,13 @@ BACKGROUNDS: Final[dict[str, tuple[int, int, int]]] = {
 UNMARKED: Final = ("medium", "plain")
 
 
+def _points(x: Any, y: Any) -> Outline:
+    return np.stack([x, y], axis=1).astype(np.float64)
+
+
 def _regular(points: int, start: float = -math.pi / 2) -> Outline:
     angles = start + np.arange(points) * (2 * math.pi / points)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return _points(np.cos(angles), np.sin(angles))
 
 
 def _star() -> Outline:
@@ -68,7 +72,7 @@ def _heart() -> Outline:
     t = np.linspace(0, 2 * math.pi, 32, endpoint=False)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    return np.stack([x / 17, (y - 2.5) / 17], axis=1)
+    return _points(x / 17, (y - 2.5) / 17)
 
 
 def _crescent() -> Outline:
@@ -77,9 +81,10 @@ def _crescent() -> Outline:
     tip = math.acos(shift / 2)
     outer = np.linspace(tip, 2 * math.pi - tip, 22)
     inner = np.linspace(math.pi + tip, math.pi - tip, 18)[1:-1]
-    moon = np.stack([np.cos(outer), np.sin(outer)], axis=1)
-    bite = np.stack([shift + np.cos(inner), np.sin(inner)], axis=1)
-    return np.concatenate([moon, bite]) + np.array([0.25, 0.0])
+    moon = _points(np.cos(outer), np.sin(outer))
+    bite = _points(shift + np.cos(inner), np.sin(inner))
+    middle = np.array([0.25, 0.0])
+    return np.concatenate([moon + middle, bite + middle])
 
 
 _ARM = 0.33

@@ -150,7 +150,7 @@ def _place_objects(
         radius = draw.uniform(*SIZES[size]) * min(width, height) / 2
         tilt = draw.uniform(-_MAX_TURN, _MAX_TURN)
         outline = _turn(SHAPES[name[0]], tilt) * radius
-        centre = _free_centre(draw, outline, radius, discs, width, height)
+        centre = _free_centre(draw, outline, radius, discs, (width, height))
         if centre is None:
             continue
         points = (outline + np.array(centre)) / np.array([width, height])
@@ -163,7 +163,8 @@ def _place_objects(
 
 def _turn(outline: Outline, angle: float) -> Outline:
     cos, sin = math.cos(angle), math.sin(angle)
-    return outline @ np.array([[cos, sin], [-sin, cos]])
+    turned: Outline = outline @ np.array([[cos, sin], [-sin, cos]])
+    return turned
 
 
 def _free_centre(
@@ -171,14 +172,13 @@ def _free_centre(
     outline: Outline,
     radius: float,
     discs: list[tuple[float, float, float]],
-    width: int,
-    height: int,
+    size: tuple[int, int],
 ) -> tuple[float, float] | None:
     """Return a centre that keeps the outline inside and leaves every object recognisable."""
     (left, top), (right, bottom) = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
     for _ in range(_PLACEMENT_TRIES):
-        x = draw.uniform(1 - left, width - 1 - right)
-        y = draw.uniform(1 - top, height - 1 - bottom)
+        x = draw.uniform(1 - left, size[0] - 1 - right)
+        y = draw.uniform(1 - top, size[1] - 1 - bottom)
         if all(math.hypot(x - u, y - v) >= _CLOSEST * (radius + r) for u, v, r in discs):
             return x, y
     return None

@@ -1,0 +1,77 @@
+"""Captions written from structured annotations, without looking at the image.
+
+With an error rate it stands in for captioners of any strength: class names, boxes or scene graphs
+in, sentences out, a known share of them false.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.captioners.claims import claims, falsify
+from pipeline.captioners.request import CaptionRequest, CaptionResult
+from pipeline.captioners.scene_graph import parse
+from pipeline.captioners.wording import sentence
+from pipeline.settings import Settings
+
+
+class AnnotationsConfig(Settings):
+    """Sentences from the `annotations` column."""
+
+    kind: Literal["annotations"] = Field(
+        "annotations", description="write sentences from the `annotations` column"
+    )
+    max_captions: int = Field(8, ge=1, le=64, description="most captions per image [captions]")
+    error_rate: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="probability that a sentence has a wrong attribute, object, relation, count or "
+        "place, or an invented object [share]",
+    )
+    seed: int = Field(0, ge=0, description="seed of the choice of sentences and errors")
+
+
+class AnnotationsCaptioner:
+    """Captioner that reads `annotations` alone; deterministic by (seed, uid, annotations).
+
+    A prompt id is the form of the sentence: object, attribute, relation, position, background,
+    count or summary. Errors: `no_annotations` (null, or nothing in it to tell), `bad_annotations`
+    (malformed).
+
+    A higher error rate only adds errors: a sentence that is false at a low rate is the same false
+    sentence at a higher one.
+    """
+
+    name = "annotations"
+
+    def __init__(self, config: AnnotationsConfig) -> None:
+        self.config = config
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[CaptionResult]:
+        """Return one result per request, in order."""
+        return [self._caption(request) for request in requests]
+
+    def _caption(self, request: CaptionRequest) -> CaptionResult:
+        if request.annotations is None:
+            return CaptionResult([], "no_annotations")
+        try:
+            graph = parse(request.annotations)
+        except ValueError:
+            return CaptionResult([], "bad_annotations")
+        said: dict[str, str] = {}  # text -> form
+        for number, claim in enumerate(claims(graph, self._stream(request.uid, "claims"))):
+            if len(said) == self.config.max_captions:
+                break
+            draw = self._stream(request.uid, f"claim {number}")
+            wrong = draw.random() < self.config.error_rate
+            stated = falsify(claim, graph, draw) if wrong else claim
+            said.setdefault(sentence(stated, draw), stated.form)
+        return CaptionResult(list(said.items()), None if said else "no_annotations")
+
+    def _stream(self, uid: str, purpose: str) -> random.Random:
+        return random.Random(f"{self.config.seed}/{uid}/{purpose}")

@@ -1,0 +1,104 @@
+"""The `annotations` column read back: objects, attributes, boxes, relations, background."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom; fractions of width and height
+
+#: A spatial relation and the one that holds the other way round.
+INVERSES: Final = {
+    "left of": "right of",
+    "right of": "left of",
+    "above": "below",
+    "below": "above",
+    "in front of": "behind",
+    "behind": "in front of",
+}
+_CLEARLY_APART: Final = 0.2  # of the image's side, before boxes alone justify a relation
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object of the image; `box` is None where the annotation has none."""
+
+    category: str
+    attributes: tuple[str, ...] = ()
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class SceneGraph:
+    """What an image shows; `relations` are (subject, predicate, object) by position in `things`."""
+
+    things: tuple[Thing, ...]
+    relations: tuple[tuple[int, str, int], ...]
+    background: str | None
+
+
+def parse(annotations: str) -> SceneGraph:
+    """Read the JSON of the `annotations` column (docs/architecture.md).
+
+    Everything but the objects' categories may be missing; missing relations are taken from the
+    boxes. Raises ValueError for anything malformed.
+    """
+    try:
+        data = json.loads(annotations)
+        things = tuple(_thing(item) for item in data["objects"])
+        given = data.get("relations")
+        relations = (
+            _relations_of_boxes(things)
+            if given is None
+            else tuple(_relation(item, len(things)) for item in given)
+        )
+        background = data.get("background")
+        return SceneGraph(things, relations, None if background is None else _word(background))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"malformed annotations: {error!r}") from error
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"expected a word, got {value!r}")
+    return " ".join(value.split())
+
+
+def _thing(item: Any) -> Thing:
+    box = item.get("box")
+    return Thing(
+        category=_word(item["category"]),
+        attributes=tuple(_word(value) for value in item.get("attributes") or ()),
+        box=None if box is None else _box(box),
+    )
+
+
+def _box(values: Any) -> Box:
+    left, top, right, bottom = (float(value) for value in values)
+    if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
+        raise ValueError(f"box {values} is not left, top, right, bottom in fractions")
+    return left, top, right, bottom
+
+
+def _relation(item: Any, count: int) -> tuple[int, str, int]:
+    subject, predicate, other = item
+    if not all(type(n) is int and 0 <= n < count for n in (subject, other)) or subject == other:
+        raise ValueError(f"relation {item} must join two objects by their numbers")
+    return subject, _word(predicate), other
+
+
+def _relations_of_boxes(things: tuple[Thing, ...]) -> tuple[tuple[int, str, int], ...]:
+    """Return left/right and above/below for pairs of boxes that are clearly apart."""
+    found: list[tuple[int, str, int]] = []
+    for a, first in enumerate(things):
+        for b, second in enumerate(things[a + 1 :], start=a + 1):
+            if first.box is None or second.box is None:
+                continue
+            dx = (second.box[0] + second.box[2] - first.box[0] - first.box[2]) / 2
+            dy = (second.box[1] + second.box[3] - first.box[1] - first.box[3]) / 2
+            if abs(dx) > max(_CLEARLY_APART, 1.5 * abs(dy)):
+                found.append((a, "left of" if dx > 0 else "right of", b))
+            elif abs(dy) > max(_CLEARLY_APART, 1.5 * abs(dx)):
+                found.append((a, "above" if dy > 0 else "below", b))
+    return tuple(found)
