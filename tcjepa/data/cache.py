@@ -42,8 +42,9 @@ class ShardCache:
     def cached(self, shard: str) -> Path | None:
         """Return the local copy of a shard if it is here, marked as just used."""
         path = self._folder / shard
+        now = time.time_ns()  # the kernel's own stamp ticks in milliseconds, too coarse to order
         try:
-            os.utime(path)
+            os.utime(path, ns=(now, now))
         except FileNotFoundError:
             return None
         return path
@@ -59,13 +60,14 @@ class ShardCache:
             return path
         self._folder.mkdir(parents=True, exist_ok=True)
         with _locked(self._folder / f"{shard}.lock"):
-            path = self.cached(shard)  # another process may have fetched it meanwhile
-            if path is None:
-                path = self._download(shard)
+            if self.cached(shard) is None:  # else another process has fetched it meanwhile
+                self._download(shard)
+                self.cached(shard)
+        path = self._folder / shard
         self._evict(keep=path)
         return path
 
-    def _download(self, shard: str) -> Path:
+    def _download(self, shard: str) -> None:
         path = self._folder / shard
         for attempt in range(_ATTEMPTS):
             temporary = self._folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
@@ -73,7 +75,7 @@ class ShardCache:
                 size, digest = self._copy(shard, temporary)
                 self._check(shard, size, digest)
                 temporary.replace(path)
-                return path
+                return
             except FileNotFoundError as error:
                 raise ShardUnavailableError(
                     f"shard {shard} is in the index but not in {self._directory.url}"
@@ -88,7 +90,6 @@ class ShardCache:
                 time.sleep(2**attempt / 4)
             finally:
                 temporary.unlink(missing_ok=True)
-        raise AssertionError("unreachable")
 
     def _copy(self, shard: str, target: Path) -> tuple[int, str]:
         """Copy a remote shard; return its size [bytes] and SHA-256."""

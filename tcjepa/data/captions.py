@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from pipeline.schema import Caption
 from tcjepa import keyed
 from tcjepa.data.config import DataConfig
+
+_ZERO: Final = 1e-9  # a quality that counts as none
+_NEVER: Final = 1e12  # later than any clock of a larger rate: draws end 2⁻⁵³ below 1
 
 
 def eligible(captions: Sequence[Caption], config: DataConfig) -> list[int]:
@@ -58,7 +62,6 @@ def _race(draws: NDArray[np.float64], scores: list[float | None]) -> NDArray[np.
     known = [score for score in scores if score is not None]
     mean = sum(known) / len(known) if known else 1.0
     weights = np.array([mean if score is None else score for score in scores])
-    with np.errstate(divide="ignore"):
-        times = -np.log1p(-draws) / weights
-    # Among captions of weight zero the draw itself decides: 0/0 and x/0 have no order.
-    return np.where(weights > 0, times, np.finfo(np.float64).max * (0.5 + draws / 2))
+    times = -np.log1p(-draws) / np.maximum(weights, _ZERO)
+    # Among captions of weight zero the draw itself decides, after all others.
+    return np.where(weights > _ZERO, times, _NEVER * (1 + draws))

@@ -110,13 +110,9 @@ def _operands(left: ast.expr, right: ast.expr, schema: pa.Schema) -> tuple[Any, 
 
     Otherwise a stored score of 0.7 would be compared as 0.69999999 and fail `>= 0.7`.
     """
-    types = {
-        schema.field(_column(side, schema)).type
-        for side in (left, right)
-        if isinstance(side, ast.Name | ast.Attribute)
-    }
-    if not types:
-        raise ConfigError(f"data.filter: no column in {ast.unparse(left)!r} … comparison")
+    sides = (left, right)
+    columns = [_column(s, schema) for s in sides if isinstance(s, ast.Name | ast.Attribute)]
+    types = {schema.field(column).type for column in columns}
 
     def operand(side: ast.expr) -> Any:
         if isinstance(side, ast.Name | ast.Attribute):

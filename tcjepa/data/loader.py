@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
+from multiprocessing.context import ForkServerContext
 from typing import Any, Final
 
 import cv2
@@ -138,17 +139,11 @@ def make_loader(
 
 
 def run_tasks(dataset: Any, tasks: Sequence[Any], workers: int, prefetch: int) -> Iterator[Any]:
-    """Yield `dataset[task]` of every task in order, computed by `workers` processes or inline.
-
-    Workers come from a fork server, a process that never touched CUDA, threads or event loops: a
-    plain fork of the trainer would copy locked mutexes of all of these.
-    """
+    """Yield `dataset[task]` of every task in order, computed by `workers` processes or inline."""
     if workers == 0:
         for task in tasks:
             yield dataset[task]
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     loader: DataLoader[Any] = DataLoader(
         _as_dataset(dataset),
         batch_size=None,
@@ -157,11 +152,22 @@ def run_tasks(dataset: Any, tasks: Sequence[Any], workers: int, prefetch: int) -
         prefetch_factor=prefetch,
         collate_fn=_as_is,
         worker_init_fn=_start_worker,
-        multiprocessing_context=context,
+        multiprocessing_context=worker_context(),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else DataLoader would draw from the global one
     )
     yield from loader
+
+
+def worker_context() -> ForkServerContext:
+    """Return what starts loader processes: a fork server that has imported this module.
+
+    The server never touched CUDA, threads or event loops; a plain fork of the trainer would copy
+    locked mutexes of all of these. Having imported torch once, it starts each worker in a moment.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _as_dataset(dataset: Any) -> Dataset[Any]:
@@ -186,4 +192,4 @@ def _die_later(signum: int, frame: object) -> None:
     signal.alarm(_GRACE)
 
 
-__all__ = ["Batch", "Loader", "make_loader", "run_tasks"]
+__all__ = ["Batch", "Loader", "make_loader", "run_tasks", "worker_context"]

@@ -6,6 +6,9 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+import numpy as np
+
+from pipeline.settings import ConfigError
 from tcjepa.data.config import DataConfig
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.plan import Plan
@@ -19,13 +22,16 @@ class ShardPrefetcher:
 
     A window shuffles all its shards together, so its first batch needs nearly every one of them:
     without fetching ahead, training would stop at each window for the time of a full fetch. Ranks
-    of a node may all prefetch; the cache's locks make one of them fetch each shard.
+    of a node may all prefetch; the cache's locks make one of them fetch each shard. Raises
+    `ConfigError` if the cache is too small for two windows.
     """
 
     def __init__(self, index: ShardIndex, config: DataConfig, plan: Plan) -> None:
         self._index, self._plan = index, plan
         self._cache = ShardReader(index, config.cache_bytes).cache
         self._asked: tuple[int, int] | None = None
+        if self._cache is not None:
+            _check_room(index, config)
         self._pool = ThreadPoolExecutor(_FETCHERS, "shards") if self._cache else None
 
     def at(self, position: int) -> None:
@@ -54,3 +60,18 @@ class ShardPrefetcher:
             self._cache.fetch(shard)
         except Exception as error:  # the worker that needs the shard meets and raises it
             warnings.warn(f"prefetch of {shard}: {error}", stacklevel=1)
+
+
+def _check_room(index: ShardIndex, config: DataConfig) -> None:
+    """Refuse a cache that cannot hold the window in use and the next one.
+
+    It would evict shards that are about to be read again, and fetch each of them many times.
+    """
+    last = [index.entry(int(row) - 1) for row in np.cumsum(index.shard_sizes)]
+    sizes = sorted(max(e.image_offset + e.image_size, e.json_offset + e.json_size) for e in last)
+    needed = sum(sizes[-2 * config.window :])
+    if needed > config.cache_bytes:
+        raise ConfigError(
+            f"data.cache_bytes = {config.cache_bytes:,} cannot hold two windows of {config.window} "
+            f"shards, up to {needed:,} bytes; raise it or lower data.window"
+        )

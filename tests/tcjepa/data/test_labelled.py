@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.settings import ConfigError
+from tcjepa.data.augment import centre_crop
+from tcjepa.data.config import DataConfig
+from tcjepa.data.decode import decode
+from tcjepa.data.folder import ImageFolder
+from tcjepa.data.index import ShardIndex
+from tcjepa.data.labelled import labelled
+from tests.tcjepa.shards import image, write_shards
+
+
+def open_index(tmp_path: Path) -> ShardIndex:
+    return ShardIndex.open(
+        DataConfig(shards=str(tmp_path / "shards"), cache_dir=str(tmp_path / "cache"))
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_in_index_order(tmp_path: Path, workers: int) -> None:
+    samples = write_shards(tmp_path / "shards", 11, meta=lambda n: {"label": n % 3})
+    found = list(labelled(open_index(tmp_path), 24, 4, workers=workers))
+    assert [len(rows) for _, rows, _ in found] == [4, 4, 3]
+    assert torch.cat([rows for _, rows, _ in found]).tolist() == list(range(11))
+    assert [sample for *_, part in found for sample in part] == samples
+    images = torch.cat([images for images, *_ in found])
+    expected = [centre_crop(decode(image(n, 48, 40), "jpg", 10**6), 24) for n in range(11)]
+    assert np.array_equal(images.numpy(), np.stack(expected))
+
+
+def test_columns(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 3, meta=lambda n: {"label": n})
+    index = open_index(tmp_path)
+    ((_, _, samples),) = labelled(index, 24, 4, ["meta.label", "width"])
+    assert samples == [{"meta.label": n, "width": 48} for n in range(3)]
+    with pytest.raises(ConfigError, match=r"no 'meta.lable'; they have .*meta.label"):
+        list(labelled(index, 24, 4, ["meta.lable"]))
+
+
+def test_unreadable_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 4, encode=lambda n: b"broken" if n == 1 else image(n, 48, 40))
+    with pytest.warns(UserWarning, match="row 1 is left out"):
+        ((images, rows, samples),) = labelled(open_index(tmp_path), 24, 4)
+    assert rows.tolist() == [0, 2, 3] and images.shape[0] == len(samples) == 3
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    for name in ("b/2.PNG", "a/x/1.jpeg", "a/0.jpg", "b/3.webp", "b/notes.txt", "loose.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        suffix = path.suffix.lower().lstrip(".").replace("jpeg", "jpg")
+        path.write_bytes(b"x" if suffix == "txt" else image(len(name), 40, 48, suffix))
+    folder = ImageFolder.open(tmp_path)
+    assert folder.classes == ["a", "b"] and len(folder) == 4
+    ((images, rows, samples),) = labelled(folder, 24, 8, ["uid", "meta.label", "meta.class"])
+    assert images.shape == (4, 3, 24, 24) and rows.tolist() == [0, 1, 2, 3]
+    assert [tuple(sample.values()) for sample in samples] == [
+        ("a/0.jpg", 0, "a"), ("a/x/1.jpeg", 0, "a"), ("b/2.PNG", 1, "b"), ("b/3.webp", 1, "b"),
+    ]  # fmt: skip
+
+
+def test_image_folder_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        ImageFolder.open(tmp_path / "nowhere")
+    (tmp_path / "loose.jpg").write_bytes(image(0, 8, 8))
+    with pytest.raises(ConfigError, match="no images .* in class subfolders"):
+        ImageFolder.open(tmp_path)
