@@ -1,4 +1,4 @@
-"""Remote shards over a real local HTTP server, which ignores ranges, and over S3 if moto is here."""
+"""Remote shards over a local HTTP server, which ignores ranges, and over S3 if moto is here."""
 
 import functools
 import threading

@@ -86,7 +86,7 @@ def test_empty_selection_says_which_clause_emptied_it(tmp_path: Path, samples: l
 
 
 def test_missing_directory(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no index.parquet in .*python -m pipeline shards"):
+    with pytest.raises(ConfigError, match=r"no index.parquet in .*python -m pipeline shards"):
         ShardIndex.open(config_of(tmp_path))
 
 

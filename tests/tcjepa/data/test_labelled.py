@@ -67,5 +67,5 @@ def test_image_folder_refusals(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         ImageFolder.open(tmp_path / "nowhere")
     (tmp_path / "loose.jpg").write_bytes(image(0, 8, 8))
-    with pytest.raises(ConfigError, match="no images .* in class subfolders"):
+    with pytest.raises(ConfigError, match=r"no images .* in class subfolders"):
         ImageFolder.open(tmp_path)

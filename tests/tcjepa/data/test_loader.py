@@ -95,7 +95,7 @@ def test_rank_count_changes_nothing(index: ShardIndex, config: DataConfig, ranks
     for step in range(STEPS):
         pieces = [parts[rank][step] for rank in range(ranks)]
         assert torch.equal(torch.cat([piece.images for piece in pieces]), whole[step].images)
-        assert sum((piece.captions for piece in pieces), []) == whole[step].captions
+        assert [c for piece in pieces for c in piece.captions] == whole[step].captions
         assert {piece.position for piece in pieces} == {whole[step].position}
 
 

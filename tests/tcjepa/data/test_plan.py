@@ -97,9 +97,9 @@ def test_state_round_trip(sizes: list[int], position: int) -> None:
 
 def test_state_of_other_data_is_refused() -> None:
     state = make_plan([4, 4], seed=7).state(3)
-    with pytest.raises(ConfigError, match="data.filter or data.window"):
+    with pytest.raises(ConfigError, match=r"data.filter or data.window"):
         make_plan([4, 4], seed=7, selection="other").position(state)
-    with pytest.raises(ConfigError, match="data.window"):
+    with pytest.raises(ConfigError, match=r"data.window"):
         make_plan([4, 4], seed=7, window=1).position(state)
     with pytest.raises(ConfigError, match="seed 7"):
         make_plan([4, 4], seed=8).position(state)
