@@ -22,11 +22,12 @@ from tcjepa.model.config import TextConditioning
 class Words:
     """The captions of a batch, with a null token for images that have none."""
 
-    words: Tensor  # (U, S, F) word embeddings of the distinct captions; the last is the null one
-    index: Tensor  # (B, N) int64 into U, 0 where absent
+    words: Tensor  # (U, S, F) word embeddings of the distinct captions
+    null: Tensor  # (F,) the learned null token: the one word of the null caption, number U
+    index: Tensor  # (B, N) int64 up to U; absent captions repeat a present one of the image
     present: Tensor  # (B, N) bool: captions to attend to, the null caption among them
     real: Tensor  # (B, N) bool: captions given by the data, which the regularizers cover
-    valid: Tensor  # (B, N, S) bool, False at padding and in absent captions
+    valid: Tensor  # (B, N, S) bool, False at padding
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,13 @@ class Conditioner(nn.Module):
         h, d = self.heads, query_BQE.shape[2] // self.heads
         # Projected once per distinct caption, gathered per image: never once per target block.
         flat = words.index.flatten()
-        key_BhWd = _split(self.key(words.words).index_select(0, flat).view(B, N * S, E), h)
-        value = self.value(words.words).index_select(0, flat)
+        key_BhWd = _split(_project(self.key, words).index_select(0, flat).view(B, N * S, E), h)
+        value = _project(self.value, words).index_select(0, flat)
         query_BhdQ = _split(query_BQE, h).transpose(2, 3)
 
         dots = torch.matmul(key_BhWd, query_BhdQ).float()  # (B, h, N*S, Q)
         padding = torch.zeros_like(words.valid, dtype=torch.float32)
-        # Finite, so that an absent caption (all padding) gives numbers, not NaN; it is never used.
-        padding.masked_fill_(~words.valid, -1e30)
+        padding.masked_fill_(~words.valid, -torch.inf)
         logits = dots * d**-0.5 + padding.view(B, 1, N * S, 1)
         weights = logits.view(B, h, N, S, Q).softmax(dim=3)
         # (B*h*N, Q, S) @ (B*h*N, S, d): the transposed view costs nothing in a batched product.
@@ -100,20 +100,28 @@ class Conditioner(nn.Module):
 
     def _pool(self, each_BNQE: Tensor, query_BQE: Tensor, present_BN: Tensor) -> Tensor:
         """Pool over captions; absent ones never count. Every image has one present caption."""
-        absent = ~present_BN[:, :, None, None]
         if self.fusion == "max":
-            return each_BNQE.masked_fill(absent, -torch.inf).amax(dim=1)
+            return each_BNQE.amax(dim=1)  # absent captions are copies of present ones
         if self.fusion == "mean":
             share = present_BN / present_BN.sum(1, keepdim=True)
-            weighted = each_BNQE * share[:, :, None, None].to(each_BNQE.dtype)
-            return weighted.sum(1)
+            return torch.einsum("bnqe,bn->bqe", each_BNQE, share.to(each_BNQE.dtype))
         scale = query_BQE.shape[-1] ** -0.5
         scores_BNQ = (each_BNQE * query_BQE.unsqueeze(1)).sum(-1).float() * scale
-        share = scores_BNQ.masked_fill(absent[..., 0], -torch.inf).softmax(dim=1)
-        return (each_BNQE * share.unsqueeze(-1).to(each_BNQE.dtype)).sum(1)
+        share = scores_BNQ.masked_fill(~present_BN.unsqueeze(2), -torch.inf).softmax(dim=1)
+        return torch.einsum("bnqe,bnq->bqe", each_BNQE, share.to(each_BNQE.dtype))
 
     def _finish(self, z: Tensor) -> Tensor:
         return cast(Tensor, self.norm(z + self.mlp(z)))
+
+
+def _project(linear: nn.Linear, words: Words) -> Tensor:
+    """Return projected words (U + 1, S, E), the null token's last.
+
+    Words and null token apart: the words need no gradient, and so cost none.
+    """
+    projected_USE = linear(words.words)
+    null_E = linear(words.null)
+    return torch.cat([projected_USE, null_E.expand(1, projected_USE.shape[1], -1)])
 
 
 def _split(x: Tensor, heads: int) -> Tensor:

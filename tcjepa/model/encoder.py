@@ -61,7 +61,10 @@ class Encoder(nn.Module):
 
 def gather_patches(x_BPD: Tensor, index_BK: Tensor) -> Tensor:
     """Return features (B, K, D) at patch numbers `index_BK` (B, K) of features (B, P, D)."""
-    return x_BPD.gather(1, index_BK.unsqueeze(-1).expand(-1, -1, x_BPD.shape[-1]))
+    B, P, D = x_BPD.shape
+    # Whole rows: `gather` would move, and its backward scatter, element by element.
+    rows = index_BK + P * torch.arange(B, device=index_BK.device).unsqueeze(1)
+    return x_BPD.reshape(B * P, D).index_select(0, rows.flatten()).view(*index_BK.shape, D)
 
 
 def encoder_shape(name: str, kwargs: dict[str, Any]) -> EncoderShape:

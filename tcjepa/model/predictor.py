@@ -15,7 +15,6 @@ from tcjepa.model.config import ModelConfig
 from tcjepa.model.encoder import (
     INIT_STD,
     EncoderShape,
-    gather_patches,
     initialise,
     sincos_positions,
 )
@@ -72,8 +71,7 @@ class Predictor(nn.Module):
         """
         B, C = masks.context.shape
         _, M, T = masks.targets.shape
-        positions_BPE = self.positions.expand(B, -1, -1)
-        x_BCE = self.embed(context_BCD) + gather_patches(positions_BPE, masks.context)
+        x_BCE = self.embed(context_BCD) + self.positions[masks.context]
         queries_BMTE = self.mask_token + self.positions[masks.targets]
         x = torch.cat(
             [x_BCE.unsqueeze(1).expand(-1, M, -1, -1), queries_BMTE.to(x_BCE.dtype)], dim=2
@@ -92,24 +90,32 @@ class Predictor(nn.Module):
 
     def _words(self, text: TextBatch | None, batch: int) -> Words:
         """Append the null caption and give it to images without a caption."""
-        null = cast(nn.Parameter, self.null_caption)
-        if text is None or text.words.numel() == 0 or text.caption.shape[1] == 0:
-            nothing = torch.zeros(batch, 1, dtype=torch.int64, device=null.device)
-            real = torch.zeros_like(nothing, dtype=torch.bool)
-            return Words(null.view(1, 1, -1), nothing, ~real, real, (~real).unsqueeze(-1))
+        null_F = cast(nn.Parameter, self.null_caption)
+        if text is None or text.caption.shape[1] == 0:
+            text = _no_text(batch, null_F)
         U, S, _ = text.words.shape
-        null_1SF = torch.cat([null.view(1, 1, -1), null.new_zeros(1, S - 1, null.shape[0])], dim=1)
-        words_USF = torch.cat([text.words.to(null.dtype), null_1SF])
-        first = torch.arange(S, device=null.device) == 0
+        first = torch.arange(S, device=null_F.device) == 0
         valid_US = torch.cat([text.valid, first.unsqueeze(0)])
+        own_BN = text.caption.masked_fill(text.caption < 0, U)
         # A caption without a single word is no caption.
-        real = (text.caption >= 0) & text.valid.any(1)[text.caption.clamp_min(0)]
-        none = ~real.any(1)
-        leading = torch.arange(real.shape[1], device=null.device) == 0
-        use_null = none.unsqueeze(1) & leading
-        index = text.caption.clamp_min(0).masked_fill(use_null, U)
-        present = real | use_null
-        return Words(words_USF, index, present, real, valid_US[index] & present.unsqueeze(-1))
+        real_BN = (text.caption >= 0) & valid_US.any(1)[own_BN]
+        # Absent captions repeat the image's first real one, which leaves a maximum as it is and
+        # spares a masked copy of (B, N, Q, E); images without any get the null caption throughout.
+        stand_in_B1 = own_BN.gather(1, real_BN.int().argmax(1, keepdim=True))
+        stand_in_B1 = stand_in_B1.masked_fill(~real_BN.any(1, keepdim=True), U)
+        index_BN = torch.where(real_BN, own_BN, stand_in_B1)
+        leading = torch.arange(real_BN.shape[1], device=null_F.device) == 0
+        present_BN = real_BN | (~real_BN.any(1, keepdim=True) & leading)
+        words_USF = text.words.to(null_F.dtype)
+        return Words(words_USF, null_F, index_BN, present_BN, real_BN, valid_US[index_BN])
+
+
+def _no_text(batch: int, null_F: Tensor) -> TextBatch:
+    return TextBatch(
+        words=null_F.new_zeros(0, 1, null_F.shape[0]),
+        valid=torch.zeros(0, 1, dtype=torch.bool, device=null_F.device),
+        caption=torch.full((batch, 1), -1, dtype=torch.int64, device=null_F.device),
+    )
 
 
 __all__ = ["Predictor"]

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+
+from pipeline.settings import ConfigError, build
+from tcjepa.model.config import ModelConfig, TextConditioning
+from tcjepa.model.encoder import Encoder, encoder_shape, sincos_positions
+
+
+def test_shapes_of_the_papers_encoders():
+    base = encoder_shape("vit_base_patch16_gap_224", {})
+    assert base.grid == (14, 14) and base.patches == 196 and base.width == 768
+    huge = encoder_shape("vit_huge_patch14_gap_224", {})
+    assert huge.grid == (16, 16) and huge.width == 1280 and huge.depth == 32
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"encoder": "vit_base_patch16_gap_24"}, "did you mean vit_base_patch16_gap_224"),
+        ({"encoder": "resnet18"}, "not a plain timm VisionTransformer"),
+        ({"encoder": "vit_base_patch16_224"}, "class token"),
+        ({"encoder": "vit_medium_patch16_reg4_gap_256"}, "register tokens"),
+        ({"encoder_kwargs": {"embed_dims": 3}}, "encoder_kwargs.*embed_dims"),
+        ({"predictor_width": 30}, "predictor_width.*multiple of 4"),
+        ({"predictor_heads": 5}, "predictor_width 384 is not divisible by 5"),
+        ({"text": {"heads": 5}}, "text.heads"),
+        ({"predictor_widht": 30}, "did you mean predictor_width"),
+    ],
+)
+def test_unusable_models_are_refused_by_name(data, message):
+    with pytest.raises(ConfigError, match=message):
+        build(ModelConfig, data)
+
+
+def test_a_class_token_model_can_be_had_without_it():
+    kwargs = {"class_token": False, "global_pool": "avg", "img_size": 32}
+    vit = Encoder("vit_tiny_patch16_224", kwargs)
+    assert isinstance(vit.vit.norm, torch.nn.LayerNorm), "the norm stays on the tokens"
+    assert vit(torch.randn(1, 3, 32, 32)).shape == (1, 4, 192)
+
+
+def test_positions_are_fixed_and_as_in_ijepa():
+    table = sincos_positions((2, 3), 8)
+    row, column = 1, 2
+    omega = [1.0, 1 / math.sqrt(10000)]
+    expected = [f(axis * w) for axis in (column, row) for f in (math.sin, math.cos) for w in omega]
+    assert table[row * 3 + column].tolist() == pytest.approx(expected, abs=1e-6)
+    kwargs = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    vit = Encoder("vit_base_patch16_gap_224", kwargs).vit
+    assert not vit.pos_embed.requires_grad
+    assert torch.equal(vit.pos_embed[0], sincos_positions((2, 2), 16))
+
+
+def test_weights_start_as_in_ijepa():
+    torch.manual_seed(0)
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 3, "num_heads": 2}
+    vit = Encoder("vit_base_patch16_gap_224", kwargs).vit
+    for layer, block in enumerate(vit.blocks, start=1):
+        assert block.attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        for last in (block.attn.proj, block.mlp.fc2):
+            expected = 0.02 / math.sqrt(2 * layer)
+            assert last.weight.std().item() == pytest.approx(expected, rel=0.1)
+            assert not last.bias.any()
+
+
+def test_warm_up_of_the_regularizers():
+    text = TextConditioning(regularizer_warmup=3)
+    assert [text.regularizer_scale(s) for s in (0, 1, 2, 3, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert TextConditioning().regularizer_scale(0) == 1.0
