@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,9 @@ def connect(config: ClusterConfig, scratch: str | None) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
-    settings: dict[str, Any] = {"distributed.worker.daemon": True}
+    # Errors of tasks reach the driver and `events.jsonl`; what Dask itself logs while workers come
+    # and go would only bury the progress lines.
+    settings: dict[str, Any] = {"logging": {"distributed": "critical"}}
     if scratch is not None:
         settings["temporary-directory"] = scratch
     with dask.config.set(settings):
@@ -74,7 +77,7 @@ def connect(config: ClusterConfig, scratch: str | None) -> Iterator[Any]:
                 host="127.0.0.1",
                 dashboard_address=config.dashboard,
                 resources=config.worker_resources or None,
-                silence_logs="ERROR",
+                silence_logs=logging.CRITICAL,
             )
             with cluster, Client(cluster, set_as_default=False) as client:
                 yield client

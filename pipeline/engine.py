@@ -101,7 +101,7 @@ class Engine:
             )
             futures[job.key], jobs[future] = future, job
         try:
-            for future in as_completed(jobs):
+            for future in as_completed(jobs, loop=client.loop):
                 failed = self._record(jobs[future], future)
                 progress.advance(1, failed, note=f"{jobs[future].stage} {jobs[future].name}")
         except BaseException:

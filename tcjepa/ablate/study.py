@@ -1,4 +1,4 @@
-"""A study: a base config, axes to vary, reference lines, seeds; and the runs that it consists of."""
+"""A study: a base config, axes to vary, reference lines, seeds; and the runs it consists of."""
 
 from __future__ import annotations
 
