@@ -87,7 +87,7 @@ def _average_bucket(bucket: Sequence[Tensor], world: World) -> None:
     flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
     dist.all_reduce(flat)
     flat /= world.size
-    for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+    for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
@@ -100,13 +100,13 @@ def mean(values: Tensor, world: World) -> Tensor:
     return values
 
 
-def any_rank(flag: bool, world: World) -> bool:
-    """Return whether any rank says yes; every rank must call it."""
+def any_rank(flags: Sequence[bool], world: World) -> list[bool]:
+    """Return, for each flag, whether it is set on any rank; every rank must call it."""
     if world.size == 1:
-        return flag
-    votes = torch.tensor(float(flag), device=world.device)
+        return list(flags)
+    votes = torch.tensor([float(flag) for flag in flags], device=world.device)
     dist.all_reduce(votes)
-    return bool(votes.item() > 0)
+    return [vote > 0 for vote in votes.tolist()]
 
 
 def wait(world: World) -> None:

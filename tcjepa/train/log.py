@@ -119,14 +119,14 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         # purge_step hides what a killed run wrote past its checkpoint.
-        self._writer = SummaryWriter(str(folder), purge_step=start_step or None)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=start_step or None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for key, value in values.items():
-            self._writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(key, value, step)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class _WeightsAndBiases:

@@ -1,0 +1,134 @@
+"""The command line: `python -m tcjepa {pretrain,evaluate,inspect}`.
+
+Each command is one row of `COMMANDS`: how it reads its arguments and what it does with them. Heavy
+modules are imported by the command that needs them, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.schema import SchemaError
+from pipeline.settings import ConfigError, describe, load, to_yaml
+
+DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: its help line, its arguments, and what runs; `run` returns the exit code."""
+
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    lists_keys: bool = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0 done, 1 failed, 2 bad usage or config, 130 interrupted."""
+    parsed = _parser().parse_args(arguments)
+    command: Command = parsed.command
+    try:
+        return command.run(parsed)
+    except (ConfigError, SchemaError) as error:
+        say(f"error: {error}")
+        return BAD_USAGE
+    except RuntimeError as error:
+        # Divergence, unreadable data: the message says what to do, a traceback would hide it.
+        if not is_explained(error):
+            raise
+        say(f"error: {error}")
+        return FAILED
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from the last checkpoint")
+        return INTERRUPTED
+
+
+def say(line: str) -> None:
+    """Print a message where progress goes, so that standard output holds results only."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def is_explained(error: RuntimeError) -> bool:
+    """Return whether an error is one of ours, whose message is written for the user."""
+    return type(error).__module__.partition(".")[0] in ("tcjepa", "pipeline")
+
+
+class _HelpWithKeys(argparse.Action):
+    """`--help` that also lists every config key with its default and unit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from tcjepa.config import TrainConfig
+
+        parser.print_help()
+        print("\nconfig keys (key = default: meaning [unit]):")
+        for key, default, description in describe(TrainConfig):
+            print(f"  {key} = {default}: {description}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tcjepa",
+        description="Pretrain Text-Conditional JEPA on captioned shards, and evaluate it.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, add_help=not command.lists_keys)
+        if command.lists_keys:
+            text = "show this and every config key"
+            sub.add_argument("-h", "--help", action=_HelpWithKeys, nargs=0, help=text)
+        command.arguments(sub)
+        sub.set_defaults(command=command)
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML config: a path, or a name in tcjepa/configs")
+    _override_argument(parser)
+
+
+def _override_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
+
+
+def config_path(name: str) -> Path:
+    """Return a config's path: `name` itself, or the packaged config of that name."""
+    packaged = Path(__file__).parent / "configs" / f"{name}.yaml"
+    return packaged if not Path(name).exists() and packaged.exists() else Path(name)
+
+
+def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the config and the plan")
+    parser.add_argument(
+        "--fresh", action="store_true", help="start over; an earlier run's files are set aside"
+    )
+
+
+def _pretrain(parsed: argparse.Namespace) -> int:
+    from tcjepa.config import TrainConfig
+
+    config = load(TrainConfig, config_path(parsed.config), parsed.overrides)
+    if parsed.dry_run:
+        from tcjepa.train.plan import describe_plan
+
+        print(to_yaml(config))
+        print(describe_plan(config))
+        return DONE
+    from tcjepa.train.loop import Ending
+    from tcjepa.train.pretrain import pretrain
+
+    return INTERRUPTED if pretrain(config, say, parsed.fresh) is Ending.INTERRUPTED else DONE
+
+
+COMMANDS: dict[str, Command] = {
+    "pretrain": Command(
+        "train on shards; rerun to resume", _pretrain_arguments, _pretrain, lists_keys=True
+    ),
+}

@@ -1,0 +1,111 @@
+"""The config of a training run, composed of the rooms' own sections, and what it must satisfy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from pipeline.settings import Settings
+from tcjepa.data.config import DataConfig
+from tcjepa.evaluate.config import EvaluateConfig
+from tcjepa.masks import MaskConfig
+from tcjepa.model.config import ModelConfig
+from tcjepa.text import TextConfig
+from tcjepa.train.config import TrainSection
+
+#: Keys that change where, how fast or how well watched a run is, but not what it computes, so a run
+#: may resume with other values. `data.shards` is free because the data's fingerprint is compared.
+FREE_KEYS = (
+    "run",
+    "evaluate",
+    "data.shards",
+    "data.workers",
+    "data.prefetch",
+    "data.cache_dir",
+    "data.cache_bytes",
+    "data.unreadable_limit",
+    "text.cache",
+    "train.micro_batch",
+    "train.device",
+    "train.compile",
+    "train.log_every",
+    "train.monitor_every",
+    "train.monitor_images",
+    "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
+    "train.keep_checkpoints",
+    "train.max_minutes",
+    "train.threads",
+    "train.wandb_project",
+    "train.evaluate_after",
+)
+
+
+class TrainConfig(Settings):
+    """A training run: what is read, what is trained and how, where it is written."""
+
+    run: str = Field(description="local directory that everything is written to")
+    data: DataConfig = Field(description="shards, crops, captions and their noise")
+    text: TextConfig = Field(TextConfig(), description="frozen text encoder")
+    model: ModelConfig = Field(ModelConfig(), description="encoder, predictor, loss")
+    masks: MaskConfig = Field(MaskConfig(), description="context and target blocks")
+    train: TrainSection = Field(description="optimizer, length, watching, saving")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="probes of frozen features")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        from tcjepa.model.encoder import encoder_shape
+
+        if "://" in self.run:
+            raise ValueError(f"run: {self.run} is a URL; a run directory must be local")
+        shape = encoder_shape(self.model.encoder, self.model.encoder_kwargs)
+        side = shape.grid[0] * shape.patch[0]
+        if shape.grid[0] != shape.grid[1]:
+            raise ValueError(f"model.encoder: its patch grid {shape.grid} is not square")
+        if self.data.image_size != side:
+            raise ValueError(
+                f"data.image_size={self.data.image_size}, but model.encoder takes {side}-pixel "
+                f"images ({shape.grid[0]} patches of {shape.patch[0]}); set data.image_size={side} "
+                f"or model.encoder_kwargs.img_size={self.data.image_size}, a multiple of the patch "
+                "size"
+            )
+        if self.evaluate.image_size != side:
+            raise ValueError(
+                f"evaluate.image_size={self.evaluate.image_size}, but the encoder takes "
+                f"{side}-pixel images; set evaluate.image_size={side}"
+            )
+        if self.model.text is not None and self.data.captions_per_image < 1:
+            raise ValueError(
+                "data.captions_per_image=0 leaves model.text without captions; set it to 1 or "
+                "more, or set model.text=null for I-JEPA"
+            )
+        return self
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return "key: old → new" for each key of two resolved configs that changes what is computed.
+
+    Both are `model_dump(mode="json")` of a `TrainConfig`; the text encoder counts only with text
+    conditioning, and `FREE_KEYS` never do.
+    """
+    before, after = _flat(old), _flat(new)
+    ignored: tuple[str, ...] = FREE_KEYS
+    if not old["model"]["text"] and not new["model"]["text"]:
+        ignored = (*FREE_KEYS, "text")
+    return [
+        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, "absent") != after.get(key, "absent")
+        and not any(key == free or key.startswith(f"{free}.") for free in ignored)
+    ]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

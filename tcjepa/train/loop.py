@@ -1,0 +1,178 @@
+"""The training loop: read, step, watch, save.
+
+Everything random is a function of (seed, step): the data plan, the masks and, through re-seeding at
+every step, whatever a layer draws. So a run that was killed and resumed repeats the losses of one
+that was not, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from pipeline.progress import Progress
+from tcjepa import keyed
+from tcjepa.data.loader import Batch
+from tcjepa.train import distributed, monitors, optim
+from tcjepa.train.log import Record
+from tcjepa.train.run import Run
+from tcjepa.train.signals import Interrupts
+
+
+class Ending(Enum):
+    """Why training stopped; the state is saved in every case."""
+
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    OUT_OF_TIME = "out of time"
+
+
+class DivergedError(RuntimeError):
+    """The loss or the gradient is no longer finite; the message says what to change."""
+
+
+def train(run: Run) -> Ending:
+    """Train from where `run` stands to its last step, or until a signal or the time budget.
+
+    Raises `DivergedError` at a loss or gradient that is not finite, leaving the last checkpoint as
+    it is.
+    """
+    config, steps = run.config.train, run.schedule.steps
+    window, saved, ending = Window(), time.monotonic(), Ending.FINISHED
+    with run, Interrupts() as signals, Progress("pretrain", steps, "steps") as progress:
+        progress.skip(run.step)
+        for batch in window.timed(run.batches()):
+            window.add(run, batch, optimizer_step(run, batch))
+            run.step += 1
+            progress.advance()
+            last = run.step == steps
+            monitored = config.monitor_every > 0 and run.step % config.monitor_every == 0
+            by_steps = run.step % (config.checkpoint_every_steps or steps) == 0
+            stop_now = signals.requested and run.world.size == 1
+            if not (last or monitored or by_steps or stop_now or run.step % config.log_every == 0):
+                continue
+            window.flush(run, monitored or last)
+            minutes = (time.monotonic() - saved) / 60
+            stopping, late, save = distributed.any_rank(
+                [
+                    signals.requested,
+                    run.is_out_of_time(),
+                    by_steps or last or minutes >= config.checkpoint_every_minutes,
+                ],
+                run.world,
+            )
+            if save or stopping or late:
+                run.save()
+                saved = time.monotonic()
+            if not last and (stopping or late):
+                ending = Ending.INTERRUPTED if stopping else Ending.OUT_OF_TIME
+                break
+    return ending
+
+
+def optimizer_step(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """Do one optimizer step and return its loss, terms and readings as scalars on the device.
+
+    With micro-batches of sizes m_i, the gradient is Σ m_i/m · ∇loss_i: that of the whole batch
+    where the loss is a mean over images.
+    """
+    values = run.schedule.at(run.step)
+    torch.manual_seed(keyed.key("step", run.config.train.seed, run.step, run.world.rank) >> 65)
+    optim.apply(run.optimizer, values)
+    run.optimizer.zero_grad(set_to_none=True)
+    scale = run.regularizer_scale(run.step)
+    total: dict[str, Tensor] = {}
+    for inputs, share in run.inputs.micro_batches(batch, run.step):
+        with run.autocast():
+            output = run.model(inputs.images, inputs.masks, inputs.text, scale)
+        (share * output.loss).backward()
+        for key, value in {"loss": output.loss, **output.terms, **output.monitors}.items():
+            total[key] = total.get(key, 0.0) + share * value.detach().float()
+    distributed.average_gradients(run.parameters, run.world)
+    norm = get_total_norm([p.grad for p in run.parameters if p.grad is not None])
+    if run.config.train.clip_grad is not None:
+        clip_grads_with_norm_(run.parameters, run.config.train.clip_grad, norm)
+    run.optimizer.step()
+    run.model.update_target(values.ema)
+    return {**total, "grad_norm": norm}
+
+
+@dataclass
+class Window:
+    """The steps since the last fetch from the device, which is rare: it stalls a GPU."""
+
+    steps: list[tuple[int, Tensor]] = field(default_factory=list)
+    rows: list[list[int]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    images: int = 0
+    waited: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches, adding up the time spent waiting for them [s]."""
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, run: Run, batch: Batch, values: dict[str, Tensor]) -> None:
+        """Keep a step's scalars on the device, and its rows in case they are asked for."""
+        self.keys = list(values)
+        self.steps.append((run.step, torch.stack([values[key] for key in self.keys])))
+        self.rows.append(batch.rows.tolist())
+        self.images += run.config.train.global_batch
+
+    def flush(self, run: Run, monitored: bool) -> None:
+        """Fetch, check and log the steps of the window, and measure the monitors if asked."""
+        local = torch.stack([values for _, values in self.steps])
+        finite = local.isfinite().all(dim=1).tolist()
+        means = distributed.mean(local, run.world).tolist()
+        if distributed.any_rank([not all(finite)], run.world)[0]:
+            self._diverged(run, finite, local.tolist())
+        seconds = time.monotonic() - self.started
+        records: list[Record] = []
+        for (step, _), row in zip(self.steps, means, strict=True):
+            values = run.schedule.at(step)
+            records.append(
+                {
+                    "step": step,
+                    **dict(zip(self.keys, row, strict=True)),
+                    "lr": values.lr,
+                    "weight_decay": values.weight_decay,
+                    "ema": values.ema,
+                }
+            )
+        records[-1] |= {
+            "images_per_s": self.images / seconds,
+            "data_wait": self.waited / seconds,
+            **monitors.memory(run.world.device),
+        }
+        if monitored and run.config.train.monitor_every:
+            records[-1] |= run.measure()
+        run.record(records)
+        self.__init__()  # type: ignore[misc]
+
+    def _diverged(self, run: Run, finite: list[bool], local: list[list[float]]) -> None:
+        bad = finite.index(False) if False in finite else 0
+        step = self.steps[bad][0]
+        named = zip(self.keys, local[bad], strict=True)
+        broken = [key for key, value in named if not math.isfinite(value)]
+        precision = "train.precision=fp32, " if run.is_bf16 else ""
+        raise DivergedError(
+            f"step {step}: {', '.join(broken) or 'a value on another rank'} is not finite. Nothing "
+            f"was saved since step {run.saved_step}. Batch: {run.describe_rows(self.rows[bad])}. "
+            f"Likely causes: a learning rate that is too high (it was {run.schedule.at(step).lr:g};"
+            " lower train.lr or lengthen train.warmup_steps), no clipping (set "
+            f"train.clip_grad=1.0), or too little precision (try {precision}a larger "
+            "train.global_batch). Restart with the changed keys and --fresh"
+        )

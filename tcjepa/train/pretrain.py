@@ -1,0 +1,57 @@
+"""The pretraining job: join the ranks, start or resume the run, train, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.storage import Directory
+from tcjepa.config import TrainConfig
+from tcjepa.train import checkpoint, distributed
+from tcjepa.train.distributed import World
+from tcjepa.train.loop import Ending, train
+from tcjepa.train.plan import summary
+from tcjepa.train.run import WRITTEN, Run
+
+Say = Callable[[str], None]
+
+
+def pretrain(config: TrainConfig, say: Say, fresh: bool = False) -> Ending:
+    """Train the run that `config` describes, from its newest checkpoint if it has one.
+
+    `fresh` sets an earlier run's files aside and starts over. Afterwards the encoder is evaluated,
+    if `train.evaluate_after`, unless a signal stopped training. Raises `ConfigError` for what the
+    config gets wrong and `DivergedError` where the loss stops being finite.
+    """
+    world = distributed.start(config.train.device)
+    tell = say if world.is_main else _say_nothing
+    try:
+        ending = _train(config, world, tell, fresh)
+    finally:
+        distributed.stop()
+    return ending
+
+
+def _train(config: TrainConfig, world: World, say: Say, fresh: bool) -> Ending:
+    if fresh and world.is_main:
+        aside = checkpoint.set_aside(Directory(config.run), WRITTEN)
+        if aside:
+            say(f"the earlier run's files are now in {Path(config.run) / aside}")
+    distributed.wait(world)
+    run = Run(config, world, say)
+    if run.is_done:
+        say(f"{config.run} is done: all {run.schedule.steps} steps. --fresh starts over")
+        return Ending.FINISHED
+    say(summary(run))
+    ending = train(run)
+    if ending is not Ending.FINISHED:
+        reason = "a signal" if ending is Ending.INTERRUPTED else "train.max_minutes"
+        say(
+            f"stopped by {reason} after step {run.step} of {run.schedule.steps}; the state is "
+            "saved, and the same command goes on from here"
+        )
+    return ending
+
+
+def _say_nothing(line: str) -> None:
+    del line
