@@ -80,7 +80,7 @@ class CaptionFilterConfig(Settings):
         default=1000, ge=1, description="characters, at most; longer ones are pages (ours)"
     )
     min_english: float | None = Field(
-        default=0.2,
+        default=0.25,
         ge=0,
         le=1,
         description="probability of English, at least (DataComp basic: English; the number is "

@@ -136,7 +136,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | str:
 def _decode(data: bytes) -> Image | str:
     """Return BGR pixels (H, W, 3), of a JPEG reduced by 2, 4 or 8 where enough remain."""
     if not data.startswith(b"\xff\xd8\xff"):
-        return _decode_any(data)
+        return "truncated" if _is_cut(data) else _decode_any(data)
     options: dict[str, Any] = {
         "colorspace": "BGR",
         "fastdct": True,
@@ -153,6 +153,13 @@ def _decode(data: bytes) -> Image | str:
         return _pixels(simplejpeg.decode_jpeg(data, strict=False, **options))
     except ValueError:
         return _decode_any(data)  # CMYK
+
+
+def _is_cut(data: bytes) -> bool:
+    """Return whether a PNG lacks its end chunk, or a WebP is shorter than it says."""
+    if data.startswith(b"RIFF"):
+        return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return b"IEND" not in data
 
 
 def _decode_any(data: bytes) -> Image | str:

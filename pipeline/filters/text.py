@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ def normalise(text: str) -> str:
 def caption_key(text: str) -> int:
     """Return the unsigned 64-bit key under which a caption is counted."""
     data = normalise(text).encode("utf-8", "replace")
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], sys.byteorder)
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
 # U+FFFD, lone surrogates, private use, controls other than tab and line ends, and the marks of
@@ -95,7 +94,7 @@ _DIGITS = re.compile(r"\d+(?:[.,:/-]\d+)*")
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 _EXTENSION = re.compile(
-    r"[^\n]*\w\.(?:jpe?g|jfif|png|gif|webp|bmp|tiff?|svg|heic|avif|ico|psd|pdf|mp4|mov)", re.I
+    r"[^\n]*[\w)\]]\.(?:jpe?g|jfif|png|gif|webp|bmp|tiff?|svg|heic|avif|ico|psd|pdf|mp4|mov)", re.I
 )
 # Camera and screen names ("DSC 0123", "Screenshot 2020-01-02 at 10.11.12"), stamps and hashes.
 _CAMERA = re.compile(

@@ -1,0 +1,143 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.filters.duplicates import (
+    _masks,
+    choose_representative,
+    near_duplicates,
+    preference_order,
+)
+
+
+def reference(
+    hashes: list[int], radius: int, colours: np.ndarray, tolerance: int | None, order: list[int]
+) -> list[int]:
+    """Star clusters as the docstring says it, comparing every pair."""
+    labels = [-1] * len(hashes)
+    for place, centre in enumerate(order):
+        if labels[centre] >= 0:
+            continue
+        labels[centre] = centre
+        for row in order[place + 1 :]:
+            near = (hashes[row] ^ hashes[centre]).bit_count() <= radius
+            if tolerance is not None:
+                levels = np.abs(colours[row].astype(int) - colours[centre].astype(int))
+                near = near and bool((levels <= tolerance).all())
+            if near and labels[row] < 0:
+                labels[row] = centre
+    return labels
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[list[int], int, np.ndarray, int | None, list[int]]:
+    """Hashes in chains and clusters around few seeds, so that stars compete for members."""
+    seeds = draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3))
+    hashes: list[int] = []
+    for _ in range(draw(st.integers(0, 24))):
+        value = draw(st.sampled_from(hashes + seeds))
+        for bit in draw(st.lists(st.integers(0, 63), max_size=4)):
+            value ^= 1 << bit
+        hashes.append(value)
+    levels = draw(st.lists(st.integers(0, 6), min_size=2 * len(hashes), max_size=2 * len(hashes)))
+    colours = np.array(levels, np.uint8).reshape(len(hashes), 2)
+    tolerance = draw(st.none() | st.integers(0, 4))
+    order = draw(st.permutations(range(len(hashes))))
+    return hashes, draw(st.integers(0, 7)), colours, tolerance, order
+
+
+@settings(max_examples=300, deadline=None)
+@given(worlds())
+def test_equals_the_plain_reference(
+    world: tuple[list[int], int, np.ndarray, int | None, list[int]],
+) -> None:
+    hashes, radius, colours, tolerance, order = world
+    found = near_duplicates(
+        np.array(hashes, np.uint64),
+        radius,
+        colours=colours,
+        tolerance=tolerance,
+        order=np.array(order, np.int64),
+    )
+    assert found.tolist() == reference(hashes, radius, colours, tolerance, order)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**64 - 1),
+    st.lists(st.integers(0, 63), max_size=16, unique=True),
+    st.sampled_from([2, 1000, 10**6, 10**8]),
+)
+def test_hashes_within_the_radius_agree_under_a_mask(
+    value: int, bits: list[int], count: int
+) -> None:
+    other = value
+    for bit in bits:
+        other ^= 1 << bit
+    assert any(value & int(mask) == other & int(mask) for mask in _masks(max(len(bits), 1), count))
+
+
+def test_a_chain_is_not_one_cluster() -> None:
+    chain = np.array([0, 0b111, 0b111111, 0b111111111], np.uint64)
+    assert near_duplicates(chain, 3).tolist() == [0, 0, 2, 2]
+
+
+def test_same_layout_in_another_colour_is_no_copy() -> None:
+    hashes = np.array([5, 5, 5], np.uint64)
+    colours = np.full((3, 48), 100, np.uint8)
+    colours[1, 3] += 40
+    colours[2] += 2
+    labels = near_duplicates(hashes, 4, colours=colours, tolerance=12)
+    assert labels.tolist() == [0, 1, 0]
+    assert near_duplicates(hashes, 4).tolist() == [0, 0, 0]
+
+
+def test_a_hundred_thousand_hashes_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.integers(0, 2**64, 80_000, dtype=np.uint64)
+    source = rng.integers(0, len(centres), 20_000)
+    flips = np.uint64(1) << rng.integers(0, 64, (2, 20_000), dtype=np.uint64)
+    hashes = np.concatenate([centres, centres[source] ^ flips[0] ^ flips[1]])
+    start = time.process_time()
+    labels = near_duplicates(hashes, 4)
+    assert time.process_time() - start < 10
+    assert (labels[80_000:] == source).mean() > 0.999
+    assert (labels[:80_000] == np.arange(80_000)).mean() > 0.999
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["train", "test", "val"]),
+            st.integers(1, 4),
+            st.text("abc", min_size=1, max_size=3),
+        ),
+        min_size=1,
+        max_size=8,
+        unique_by=lambda row: row[2],
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_the_representative_does_not_depend_on_order(rows: list, random: object) -> None:
+    def chosen(some: list) -> tuple[str, int, str]:
+        splits, pixels, uids = zip(*some, strict=True)
+        return some[choose_representative(splits, np.array(pixels), uids)]
+
+    shuffled = list(rows)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert chosen(shuffled) == chosen(rows)
+    assert chosen(rows) == min(rows, key=lambda row: (row[0] == "train", -row[1], row[2]))
+
+
+def test_preference_order() -> None:
+    splits, uids = ["train", "train", "test", "train"], ["b", "a", "z", "c"]
+    assert preference_order(splits, np.array([9, 9, 1, 10]), uids).tolist() == [2, 3, 1, 0]
+
+
+@pytest.mark.parametrize("radius", [0, 4])
+def test_no_hashes_no_labels(radius: int) -> None:
+    assert near_duplicates(np.zeros(0, np.uint64), radius).tolist() == []

@@ -1,0 +1,220 @@
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.filters.boilerplate import count_images, images_per_caption, repeat_limit
+from pipeline.filters.config import FilterConfig, RepeatConfig
+from pipeline.filters.image import ImageMeasures
+from pipeline.filters.measures import (
+    CAPTION_MEASURES,
+    IMAGE_MEASURES,
+    caption_table,
+    colour_array,
+    image_table,
+)
+from pipeline.filters.reasons import CAPTION_REASONS, IMAGE_REASONS, SELECTION_REASONS
+from pipeline.filters.text import CaptionMeasures, measure_captions
+from pipeline.filters.verdicts import caption_reasons, image_reasons
+from pipeline.settings import ConfigError, build, describe
+
+GOOD = ImageMeasures(None, 300, 200, 60_000, 50.0, 900.0, 2**63 + 1, bytes(range(48)))
+
+
+def config(**sections: object) -> FilterConfig:
+    return build(FilterConfig, sections)
+
+
+def plain_image_reason(row: ImageMeasures, rules: FilterConfig) -> str | None:
+    image = rules.image
+    if row.decode_error == "too_many_pixels":
+        return "too_many_pixels"
+    if row.decode_error is not None and not (row.pixels or 0) > image.max_pixels:
+        return "undecodable"
+    if row.width is None or row.height is None:
+        return None
+    if row.width * row.height > image.max_pixels:
+        return "too_many_pixels"
+    short, long = sorted((row.width, row.height))
+    if image.min_side is not None and short < image.min_side:
+        return "too_small"
+    if image.max_aspect is not None and long / short > image.max_aspect:
+        return "too_elongated"
+    if image.min_contrast is not None and row.contrast is not None:  # noqa: SIM102
+        if row.contrast < image.min_contrast:
+            return "blank"
+    if image.min_sharpness is not None and row.sharpness is not None:  # noqa: SIM102
+        if row.sharpness < image.min_sharpness:
+            return "blurry"
+    return None
+
+
+sides = st.sampled_from([1, 66, 67, 199, 200, 201, 600, 601, 10_000])
+levels = st.none() | st.sampled_from([0.0, 1.5, 2.0, 2.5, 100.0])
+decode_errors = st.none() | st.sampled_from(["truncated", "too_many_pixels"])
+
+
+@st.composite
+def image_rows(draw: st.DrawFn) -> ImageMeasures:
+    if draw(st.integers(0, 5)) == 0:
+        return ImageMeasures("empty")
+    width, height = draw(sides), draw(sides)
+    return ImageMeasures(
+        draw(decode_errors), width, height, width * height, draw(levels), draw(levels)
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(image_rows(), max_size=12), st.booleans(), st.sampled_from([None, 2.0]))
+def test_image_reasons_equal_the_plain_reference(
+    rows: list[ImageMeasures], off: bool, sharpness: float | None
+) -> None:
+    image: dict[str, object] = {"min_sharpness": sharpness, "max_pixels": 1_000_000}
+    if off:
+        image |= {"min_side": None, "max_aspect": None, "min_contrast": None}
+    rules = config(image=image)
+    found = image_reasons(image_table(rows), rules)
+    assert found.type == pa.string()
+    assert found.to_pylist() == [plain_image_reason(row, rules) for row in rows]
+
+
+def plain_caption_reason(row: CaptionMeasures, rules: FilterConfig, limit: float, images: int):
+    caption = rules.caption
+    tests = [
+        ("empty", row.characters == 0),
+        ("bad_encoding", row.bad_encoding and caption.drop_bad_encoding),
+        ("url", row.url_like and caption.drop_urls),
+        ("filename", row.filename_like and caption.drop_filenames),
+        ("boilerplate", row.boilerplate and caption.drop_boilerplate),
+        ("too_few_words", caption.min_words is not None and row.words < caption.min_words),
+        (
+            "too_short",
+            caption.min_characters is not None and row.characters < caption.min_characters,
+        ),
+        (
+            "too_long",
+            caption.max_characters is not None and row.characters > caption.max_characters,
+        ),
+        (
+            "symbols",
+            caption.max_symbol_share is not None and row.symbol_share > caption.max_symbol_share,
+        ),
+        (
+            "repetitive",
+            caption.max_repetition is not None and row.repetition > caption.max_repetition,
+        ),
+        (
+            "not_english",
+            caption.min_english is not None and row.english_score < caption.min_english,
+        ),
+        ("repeated", images > limit),
+    ]
+    return next((reason for reason, applies in tests if applies), None)
+
+
+caption_rows = st.builds(
+    CaptionMeasures,
+    characters=st.sampled_from([0, 5, 6, 1000, 1001]),
+    words=st.integers(0, 4),
+    language=st.sampled_from([None, "en", "de"]),
+    language_score=st.just(0.5),
+    english_score=st.sampled_from([0.0, 0.125, 0.25, 0.5]),
+    symbol_share=st.sampled_from([0.0, 0.25, 0.5]),
+    repetition=st.sampled_from([0.0, 0.5, 0.75]),
+    bad_encoding=st.booleans(),
+    filename_like=st.booleans(),
+    url_like=st.booleans(),
+    boilerplate=st.booleans(),
+    caption_key=st.integers(0, 2**64 - 1),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(caption_rows, st.sampled_from([1, 10, 11])), max_size=12), st.booleans())
+def test_caption_reasons_equal_the_plain_reference(
+    rows: list[tuple[CaptionMeasures, int]], off: bool
+) -> None:
+    caption: dict[str, object] = {"repeats": {"max_repeats": 10}}
+    if off:
+        names = ("min_words", "min_characters", "max_characters", "min_english")
+        caption |= dict.fromkeys((*names, "max_symbol_share", "max_repetition"))
+        names = ("bad_encoding", "filenames", "urls", "boilerplate")
+        caption |= {f"drop_{name}": False for name in names}
+    rules = config(caption=caption)
+    images = np.array([count for _, count in rows], dtype=np.int64)
+    table = caption_table([row for row, _ in rows])
+    expected = [plain_caption_reason(row, rules, 10, count) for row, count in rows]
+    assert caption_reasons(table, rules, images, 10**9).to_pylist() == expected
+    alone = [plain_caption_reason(row, rules, 10, 1) for row, _ in rows]
+    assert caption_reasons(table, rules).to_pylist() == alone
+
+
+def test_defaults_on_plain_examples() -> None:
+    captions = {
+        "": "empty",
+        "a red square left of a blue circle": None,
+        "a red car": None,
+        "red car": "too_few_words",
+        "IMG_0042.jpg": "filename",
+        "www.example.com": "url",
+        "Click here to enlarge": "boilerplate",
+        "zwei Hunde laufen auf der Wiese": "not_english",
+        "dog cat dog cat dog cat dog cat": "repetitive",
+        "a ★ ★ ★ ★ b": "symbols",
+        "cafÃ© by the sea": "bad_encoding",
+    }
+    found = caption_reasons(caption_table(measure_captions(list(captions))), FilterConfig())
+    assert found.to_pylist() == list(captions.values())
+
+
+def test_every_reason_is_explained_once() -> None:
+    lists = (IMAGE_REASONS, CAPTION_REASONS, SELECTION_REASONS)
+    names = [name for reasons in lists for name in reasons]
+    assert len(set(names)) == len(names)
+    assert all(text and "\n" not in text for reasons in lists for text in reasons.values())
+
+
+def test_tables_keep_every_value() -> None:
+    rows = [GOOD, ImageMeasures("empty")]
+    table = image_table(rows)
+    assert table.schema.equals(IMAGE_MEASURES)
+    assert [ImageMeasures(**row) for row in table.to_pylist()] == rows
+    assert colour_array(table["colours"][:1]).tolist() == [list(range(48))]
+    assert IMAGE_MEASURES.names == [field.name for field in dataclasses.fields(ImageMeasures)]
+    assert CAPTION_MEASURES.names == [field.name for field in dataclasses.fields(CaptionMeasures)]
+    assert caption_table([]).schema.equals(CAPTION_MEASURES)
+
+
+def test_a_caption_is_counted_once_an_image() -> None:
+    keys = pa.array([7, 7, 7, 2**64 - 1], type=pa.uint64())
+    counts = count_images(keys, pa.array(["a", "a", "b", "a"]))
+    assert counts.to_pydict() == {"caption_key": [7, 2**64 - 1], "images": [2, 1]}
+    asked = pa.chunked_array([pa.array([2**64 - 1, 7, 5], type=pa.uint64())])
+    assert images_per_caption(asked, counts).tolist() == [1, 2, 1]
+    assert images_per_caption(asked, counts.slice(0, 0)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("total", "limit"), [(20, 10), (1_000, 10), (20_000, 200), (10**5, 1000), (10**9, 1000)]
+)
+def test_the_limit_grows_between_two_numbers(total: int, limit: int) -> None:
+    assert repeat_limit(total, RepeatConfig()) == pytest.approx(limit)
+
+
+def test_repeats_can_be_off_or_as_in_align() -> None:
+    assert repeat_limit(10**9, RepeatConfig(max_repeats=None)) == float("inf")
+    assert repeat_limit(10**9, RepeatConfig(max_repeats=10)) == 10
+
+
+def test_bad_configs_name_the_key() -> None:
+    with pytest.raises(ConfigError, match=r"caption.repeats.*min_repeats"):
+        config(caption={"repeats": {"max_repeats": 5}})
+    with pytest.raises(ConfigError, match="did you mean image.min_side"):
+        config(image={"min_sides": 3})
+
+
+def test_every_key_is_described() -> None:
+    assert all(len(description) > 20 for _, _, description in describe(FilterConfig))
