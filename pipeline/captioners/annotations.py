@@ -43,8 +43,8 @@ class AnnotationsCaptioner:
     count or summary. Errors: `no_annotations` (null, or nothing in it to tell), `bad_annotations`
     (malformed).
 
-    A higher error rate only adds errors: a sentence that is false at a low rate is the same false
-    sentence at a higher one.
+    Rates are nested: a claim that is falsified at a low rate is falsified the same way at a higher
+    one, so that captioners of different strength differ in their errors only.
     """
 
     name = "annotations"

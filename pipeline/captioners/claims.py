@@ -20,7 +20,14 @@ Form = Literal["object", "attribute", "relation", "position", "background", "cou
 #: The category of a count that speaks of all objects.
 ANY: Final = "object"
 
-POSITIONS: Final = ("left", "right", "top", "bottom", "middle")
+#: A position and those that cannot be meant by it: what is at the left may be at the top as well.
+ELSEWHERE: Final = {
+    "left": ("right", "middle"),
+    "right": ("left", "middle"),
+    "top": ("bottom", "middle"),
+    "bottom": ("top", "middle"),
+    "middle": ("left", "right", "top", "bottom"),
+}
 _SUMMARY_LENGTH: Final = 3
 _TRIES: Final = 32
 
@@ -152,8 +159,9 @@ def _counts(graph: SceneGraph) -> list[Claim]:
 def _summaries(graph: SceneGraph, draw: random.Random) -> list[Claim]:
     if not graph.things:
         return []
-    things = draw.sample(graph.things, min(len(graph.things), _SUMMARY_LENGTH))
-    return [Claim("summary", tuple(map(_named, things)), background=graph.background)]
+    distinct = list(dict.fromkeys(map(_named, graph.things)))
+    things = draw.sample(distinct, min(len(distinct), _SUMMARY_LENGTH))
+    return [Claim("summary", tuple(things), background=graph.background)]
 
 
 _Slip = Callable[[Claim, random.Random], Claim | None]  # None where the claim has no such part
@@ -198,7 +206,7 @@ def _slip_relation(claim: Claim, draw: random.Random) -> Claim | None:
 def _slip_position(claim: Claim, draw: random.Random) -> Claim | None:
     if claim.position is None:
         return None
-    return replace(claim, position=draw.choice([p for p in POSITIONS if p != claim.position]))
+    return replace(claim, position=draw.choice(ELSEWHERE[claim.position]))
 
 
 def _slip_background(claim: Claim, draw: random.Random) -> Claim | None:

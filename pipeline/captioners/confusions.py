@@ -7,15 +7,17 @@ from typing import Final
 _SCENERY: Final = (
     "meadow", "calm sea", "cloudy sky", "sandy beach", "brick wall", "wooden floor", "night sky",
     "snowy field", "forest", "street", "kitchen", "living room", "parking lot", "mountain", "river",
-    "harbour", "garden", "office",
+    "harbour", "office",
 )  # fmt: skip
 _COLOURS: Final = (
     "red", "orange", "yellow", "green", "turquoise", "blue", "purple", "pink", "white", "black",
     "brown", "gray",
 )  # fmt: skip
 _OTHER_ATTRIBUTES: Final = (
-    ("small", "large", "medium", "tiny", "huge", "big"),
-    ("striped", "dotted", "checkered", "speckled", "shiny", "plain"),
+    ("small", "large"),  # opposites only: a "tiny" for a small thing is no error
+    ("tiny", "huge"),
+    ("little", "big"),
+    ("striped", "dotted", "checkered", "speckled", "shiny"),
     ("young", "old"),
     ("tall", "short"),
     ("open", "closed"),

@@ -55,7 +55,7 @@ def parse(annotations: str) -> SceneGraph:
         )
         background = data.get("background")
         return SceneGraph(things, relations, None if background is None else _word(background))
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"malformed annotations: {error!r}") from error
 
 

@@ -28,6 +28,7 @@ _PLURALS: Final = {
     "skis": "skis",
     "scissors": "scissors",
 }
+_SPOKEN_AS_CONSONANT: Final = ("uni", "use", "eu", "one")
 _OBJECT_FORMS: Final = (
     "There is {}.",
     "The image shows {}.",
@@ -114,7 +115,8 @@ def _enumeration(things: Sequence[Thing]) -> str:
 
 
 def _with_article(phrase: str) -> str:
-    return f"{'an' if phrase[:1].lower() in 'aeiou' else 'a'} {phrase}"
+    vowel = phrase[:1].lower() in "aeiou" and not phrase.lower().startswith(_SPOKEN_AS_CONSONANT)
+    return f"{'an' if vowel else 'a'} {phrase}"
 
 
 def _capitalised(text: str) -> str:
