@@ -48,13 +48,13 @@ class LinearAlignmentConfig(Settings):
         description="an image is scored by a model that did not see it [folds, by uid]",
     )
     components: int = Field(
-        default=256,
+        default=128,
         ge=1,
         le=1024,
         description="canonical components kept at most [components]",
     )
     text_width: int = Field(
-        default=2048,
+        default=1024,
         ge=64,
         le=4096,
         description="caption features: hashed words and word pairs (Weinberger 2009) [features]",

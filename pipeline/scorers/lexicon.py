@@ -73,7 +73,7 @@ VISIBLE_ATTRIBUTES: Final = _words(
     "young new elderly ancient modern"
 )
 
-#: Verbs that captions use in finite form, where a dictionary also lists nouns ("jumps", "plays").
+#: Verbs that captions use in finite form; dictionaries list most as nouns too ("jumps").
 CAPTION_VERBS: Final = _words(
     "run walk stand sit jump play look ride hold swim climb watch pose smile talk wait leap catch "
     "throw chase carry wear eat drink sleep lie lay fly splash kick hit race ski surf skate "
@@ -90,8 +90,8 @@ CAPTION_VERBS: Final = _words(
 #: Nouns that end in -ing and are things or times rather than actions.
 ING_NOUNS: Final = _words(
     "building ceiling railing clothing painting wedding evening morning string ring wing king "
-    "thing swing spring sling earring awning scaffolding drawing crossing opening landing lightning "
-    "sibling duckling pudding stocking covering railing parking sing carving bedding "
+    "thing swing spring sling earring awning scaffolding drawing crossing opening landing "
+    "lightning sibling duckling pudding stocking covering parking sing carving bedding "
     "something anything everything nothing"
 )
 

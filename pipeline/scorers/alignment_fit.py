@@ -1,0 +1,202 @@
+"""Fitting `alignment: linear` from sufficient statistics (the model is in `alignment`).
+
+Cross-fitted twice over: directions of a fold come from the other folds, and so do the correlations
+and scales that weigh them, which are measured on images that the measured model did not see.
+
+Dimensions: F image features, T text features, K folds, r components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.scorers.alignment import (
+    LARGEST_INFORMATION,
+    LinearAlignment,
+    all_pairs_information,
+    project_pairs,
+)
+from pipeline.scorers.alignment_statistics import AlignmentStatistics, Doubles
+from pipeline.scorers.config import LinearAlignmentConfig
+
+#: Pairs below which there is nothing to learn from.
+MIN_PAIRS: Final = 64
+
+#: Ridges tried, as shares of the mean variance of a feature: (image, text).
+_RIDGES: Final = ((0.3, 0.3), (0.3, 1.0), (1.0, 1.0), (1.0, 3.0), (3.0, 3.0), (3.0, 10.0))
+_LARGEST_CORRELATION: Final = 0.98
+
+
+def fit(
+    parts: Iterable[AlignmentStatistics], config: LinearAlignmentConfig
+) -> LinearAlignment | None:
+    """Fit the model on the statistics of all parts, given in part order.
+
+    Returns None if the run has fewer than `MIN_PAIRS` pairs or a fold has none: then there is no
+    alignment score. The first of `parts` is used up as the running sum; pass a generator to hold
+    only two parts in memory. Deterministic for one BLAS thread.
+    """
+    total: AlignmentStatistics | None = None
+    for part in parts:
+        if total is None:
+            total = part
+        else:
+            total += part
+    if total is None or total.count.sum() < MIN_PAIRS or not total.count.all():
+        return None
+    moments = [_moments(total, fold) for fold in range(config.folds)]
+    spectra = [_Spectra(train) for train, _ in moments]
+    ridges = max(
+        _RIDGES,
+        key=lambda pair: _rank_quality(total, moments[0], spectra[0].solve(pair, config)),
+    )
+    directions = [spectrum.solve(ridges, config) for spectrum in spectra]
+    reached = [_held_out(held, *maps) for (_, held), maps in zip(moments, directions, strict=True)]
+    models = []
+    for fold, ((train, _), (A, B)) in enumerate(zip(moments, directions, strict=True)):
+        others = [reached[other] for other in range(config.folds) if other != fold]
+        scale_u, scale_v, rho = (np.mean(values, axis=0) for values in zip(*others, strict=True))
+        models.append((train.x, A / scale_u, train.y, B / scale_v, _decreasing(rho)))
+    image_mean, image_map, text_mean, text_map, correlation = (
+        np.stack(values) for values in zip(*models, strict=True)
+    )
+    raw = LinearAlignment(
+        image_mean, image_map, text_mean, text_map, correlation, np.array([1.0, 0.0])
+    )
+    return replace(raw, calibration=_calibrate(raw, total))
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Means (F,), (T,) and covariances (F, F), (F, T), (T, T) of some folds."""
+
+    x: Doubles
+    y: Doubles
+    xx: Doubles
+    xy: Doubles
+    yy: Doubles
+
+
+def _moments(total: AlignmentStatistics, fold: int) -> tuple[_Moments, _Moments]:
+    """Return the moments of all other folds, to fit on, and of this fold, to check on."""
+    mine = np.arange(len(total.count)) == fold
+    return _some_moments(total, ~mine), _some_moments(total, mine)
+
+
+def _some_moments(total: AlignmentStatistics, use: NDArray[np.bool_]) -> _Moments:
+    count = total.count[use].sum()
+    x, y = total.image_sum[use].sum(0) / count, total.text_sum[use].sum(0) / count
+    return _Moments(
+        x,
+        y,
+        total.image_image[use].sum(0) / count - np.outer(x, x),
+        total.image_text[use].sum(0) / count - np.outer(x, y),
+        total.text_text[use].sum(0) / count - np.outer(y, y),
+    )
+
+
+class _Spectra:
+    """Eigenvectors of both covariances, kept so that each ridge costs one small SVD."""
+
+    def __init__(self, train: _Moments) -> None:
+        # Image features have no common unit, so they are standardised; word counts have one.
+        variance = np.maximum(np.diag(train.xx), 0)
+        self.unit = np.divide(
+            1, np.sqrt(variance), out=np.zeros_like(variance), where=variance > 1e-9
+        )
+        self.x_values, self.x_vectors = np.linalg.eigh(train.xx * np.outer(self.unit, self.unit))
+        self.y_values, self.y_vectors = np.linalg.eigh(train.yy)
+        self.cross = self.x_vectors.T @ (train.xy * self.unit[:, None]) @ self.y_vectors
+
+    def solve(
+        self, ridges: tuple[float, float], config: LinearAlignmentConfig
+    ) -> tuple[Doubles, Doubles]:
+        """Return the leading canonical directions A (F, r) and B (T, r)."""
+        x_scale, y_scale = (
+            1 / np.sqrt(np.maximum(values, 0) + ridge * max(float(values.mean()), 1e-12))
+            for values, ridge in zip((self.x_values, self.y_values), ridges, strict=True)
+        )
+        left, _, right = np.linalg.svd(self.cross * np.outer(x_scale, y_scale), full_matrices=False)
+        r = min(config.components, left.shape[1])
+        A = self.unit[:, None] * (self.x_vectors @ (x_scale[:, None] * left[:, :r]))
+        return A, self.y_vectors @ (y_scale[:, None] * right[:r].T)
+
+
+def _held_out(held: _Moments, A: Doubles, B: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """Return scales of u and of v and their correlations, (r,) each, on pairs not fitted on."""
+    scale_u = np.sqrt(np.maximum(np.einsum("fr,fr->r", A, held.xx @ A), 1e-12))
+    scale_v = np.sqrt(np.maximum(np.einsum("tr,tr->r", B, held.yy @ B), 1e-12))
+    return scale_u, scale_v, np.einsum("fr,fr->r", A, held.xy @ B) / (scale_u * scale_v)
+
+
+def _decreasing(rho: Doubles) -> Doubles:
+    """Return the nearest non-increasing sequence (pool adjacent violators), in [0, 0.98].
+
+    Components come in the order of their fitted correlations, so what rises again is noise.
+    """
+    blocks: list[tuple[float, int]] = []
+    for value in rho:
+        mean, size = float(value), 1
+        while blocks and blocks[-1][0] < mean:
+            before, length = blocks.pop()
+            mean, size = (before * length + mean * size) / (length + size), length + size
+        blocks.append((mean, size))
+    means, sizes = zip(*blocks, strict=True)
+    pooled: Doubles = np.clip(np.repeat(means, sizes), 0, _LARGEST_CORRELATION)
+    return pooled
+
+
+def _rank_quality(
+    total: AlignmentStatistics,
+    moments: tuple[_Moments, _Moments],
+    directions: tuple[Doubles, Doubles],
+) -> float:
+    """Return how often a held-out pair of fold 0 beats the same image with another's caption."""
+    train, held = moments
+    mine = total.sample_fold == 0
+    if mine.sum() < 2:
+        return 0.0
+    A, B = directions
+    scale_u, scale_v, rho = _held_out(held, A, B)
+    u = (total.sample_image[mine] - train.x) @ (A / scale_u)
+    v = (total.sample_text[mine] - train.y) @ (B / scale_v)
+    information = all_pairs_information(_decreasing(rho), u, v)
+    right = np.diag(information)
+    return float((right[:, None] > information).mean() + (right > information).mean())
+
+
+def _calibrate(model: LinearAlignment, total: AlignmentStatistics) -> Doubles:
+    """Return a, b such that σ(a s + b) is the probability that a caption is of its image.
+
+    The run's pairs are a mixture: a share π right, the others as good as deranged. If right pairs
+    have the density of deranged ones tilted by exp(a s + b), the likelihood of the run's pairs is
+    Π (π exp(a s + b) + 1 - π), and b follows from a because a density integrates to 1 (the
+    exponential tilt of Anderson 1979). a and π are found on a grid. The probability is for even
+    odds of right and deranged, whatever π is.
+    """
+    right, wrong = [], []
+    for fold in range(len(model.correlation)):
+        mine = total.sample_fold == fold
+        if mine.sum() < 2:
+            continue
+        u, v = project_pairs(model, fold, total.sample_image[mine], total.sample_text[mine])
+        information = all_pairs_information(model.correlation[fold], u, v)
+        right.append(np.diag(information))
+        wrong.append(information[~np.eye(len(information), dtype=bool)])
+    if not right:
+        return np.array([1.0, 0.0])
+    s, deranged = np.concatenate(right), np.concatenate(wrong)
+    best = (-np.inf, 1.0, 0.0)
+    for slope in np.geomspace(0.02, 4.0, 48):
+        peak = slope * deranged.max()
+        offset = -(peak + np.log(np.mean(np.exp(slope * deranged - peak))))
+        tilt = np.exp(np.clip(slope * s + offset, -LARGEST_INFORMATION, LARGEST_INFORMATION))
+        for share in np.linspace(0.3, 0.99, 24):
+            likelihood = float(np.log(share * tilt + 1 - share).mean())
+            best = max(best, (likelihood, float(slope), float(offset)))
+    return np.array(best[1:])
