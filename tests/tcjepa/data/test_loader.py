@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,24 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_config_refusals(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         DataConfig(shards="x", **keys)
+
+
+def test_workers_outlive_sigterm(index: ShardIndex, config: DataConfig) -> None:
+    """Schedulers signal a whole job; the trainer still gets batches until it has saved."""
+    known = set(multiprocessing.active_children())
+    loader = make_loader(
+        index, config.model_copy(update={"workers": 2}), seed=3, global_batch=G, steps=STEPS
+    )
+    stream = iter(loader)
+    found = [next(stream), next(stream)]  # one of each: both have started
+    workers = set(multiprocessing.active_children()) - known
+    assert len(workers) == 2
+    for worker in workers:
+        worker.terminate()
+    found += stream
+    assert_same(found, batches(index, config))
+
+
+def test_iterating_again_gives_the_same(index: ShardIndex, config: DataConfig) -> None:
+    loader = make_loader(index, config, seed=3, global_batch=G, steps=3)
+    assert_same(list(loader), list(loader))
