@@ -29,6 +29,7 @@ from pipeline.sources.scenes.faults import url_fault
 from pipeline.sources.scenes.images import image_bytes
 from pipeline.sources.scenes.rows import HOST, path
 from pipeline.sources.scenes.server import READY
+from pipeline.sources.scenes.textures import paint_all
 from pipeline.sources.scenes.world import Split
 
 _PATH: Final = re.compile(r"/(moved/)?(train|test)/(\d{6,9})\.jpg")
@@ -163,6 +164,7 @@ def main() -> None:
     except OSError as error:
         print(error.errno, flush=True)
         return
+    paint_all()
     print(READY, flush=True)
     children: list[int] = []
     for _ in range(min(_MOST_PROCESSES, os.cpu_count() or 1) - 1):

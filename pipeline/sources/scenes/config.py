@@ -82,8 +82,8 @@ class ScenesConfig(Settings):
     port: int = Field(
         8765, ge=1, le=65535, description="loopback port; part of every URL, so of the shards"
     )
-    min_side: int = Field(96, ge=32, le=1024, description="smallest image side [px]")
-    max_side: int = Field(320, ge=32, le=1024, description="largest image side [px]")
+    min_side: int = Field(96, ge=32, le=512, description="smallest image side [px]")
+    max_side: int = Field(320, ge=32, le=512, description="largest image side [px]")
     captions: CaptionShares = Field(
         default_factory=CaptionShares, description="kinds of alt text in the train split"
     )

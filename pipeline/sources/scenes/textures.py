@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.scenes.vocabulary import BACKGROUNDS
+from pipeline.sources.scenes.vocabulary import BACKGROUNDS, TEXTURES
 
 Image = NDArray[np.uint8]  # (H, W, 3) blue, green, red
 Field = NDArray[np.float32]  # (H, W), of order 1
@@ -28,6 +28,15 @@ PATTERN_SIDE: Final = 256
 
 #: Standard deviation of `grain`, in grey levels.
 GRAIN_DEVIATION: Final = 32
+
+
+def paint_all() -> None:
+    """Paint every backdrop and pattern now, to be shared with processes forked later."""
+    for name in BACKGROUNDS:
+        backdrop(name)
+    for name in TEXTURES:
+        pattern(name)
+    grain()
 
 
 @functools.cache
@@ -80,11 +89,14 @@ def _noise(
     rng: np.random.Generator, side: int, sigma_x: float, sigma_y: float | None = None
 ) -> Field:
     """Return smooth noise of zero mean and unit deviation, (side, side)."""
-    white = rng.standard_normal((side, side), np.float32)
+    sigma_y = sigma_x if sigma_y is None else sigma_y
+    shrink = 4 if min(sigma_x, sigma_y) >= 8 else 1  # very smooth noise needs few pixels
+    white = rng.standard_normal((side // shrink, side // shrink), np.float32)
     smooth = cv2.GaussianBlur(
-        white, (0, 0), sigma_x, sigmaY=sigma_x if sigma_y is None else sigma_y,
-        borderType=cv2.BORDER_REFLECT,
-    )  # fmt: skip
+        white, (0, 0), sigma_x / shrink, sigmaY=sigma_y / shrink, borderType=cv2.BORDER_REFLECT
+    )
+    if shrink > 1:
+        smooth = cv2.resize(smooth, (side, side), interpolation=cv2.INTER_CUBIC)
     return np.asarray((smooth - smooth.mean()) / smooth.std(), np.float32)
 
 

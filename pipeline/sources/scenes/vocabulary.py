@@ -28,11 +28,11 @@ COLOURS: Final[dict[str, tuple[int, int, int]]] = {
     "black": (30, 28, 28),
 }
 
-#: Size name -> range of the object's diameter, as a share of the image's shorter side.
+#: Size name -> range of twice the unit of `SHAPES`, as a share of the image's shorter side.
 SIZES: Final[dict[str, tuple[float, float]]] = {
-    "small": (0.26, 0.31),
-    "medium": (0.35, 0.44),
-    "large": (0.52, 0.64),
+    "small": (0.27, 0.32),
+    "medium": (0.37, 0.45),
+    "large": (0.54, 0.64),
 }
 
 TEXTURES: Final = ("plain", "striped", "dotted", "checkered", "speckled", "shiny")
@@ -94,16 +94,26 @@ _CROSS = [
 ]  # fmt: skip
 _ARROW = [(1, 0), (0.15, -0.8), (0.15, -0.32), (-1, -0.32), (-1, 0.32), (0.15, 0.32), (0.15, 0.8)]
 
-#: Shape name -> its outline in the unit disc, corners in drawing order.
+_AREA: Final = 2.0  # of every outline, so that neither prominence nor colour tells the shape
+
+
+def _equalised(outline: Outline) -> Outline:
+    """Scale an outline to the common area (shoelace formula)."""
+    x, y = outline.T
+    area = abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    return outline * math.sqrt(_AREA / area)
+
+
+#: Shape name -> its outline around the origin, corners in drawing order, area `_AREA`.
 SHAPES: Final[dict[str, Outline]] = {
-    "circle": _regular(32),
-    "square": _regular(4, math.pi / 4) * 1.1,
-    "triangle": _regular(3) * 1.1 + np.array([0.0, 0.2]),
-    "star": _star() * 1.1,
-    "cross": np.array(_CROSS) * 0.95,
-    "heart": _heart(),
-    "crescent": _crescent(),
-    "arrow": np.array(_ARROW, dtype=np.float64),
+    "circle": _equalised(_regular(32)),
+    "square": _equalised(_regular(4, math.pi / 4)),
+    "triangle": _equalised(_regular(3) + np.array([0.0, 0.18])),
+    "star": _equalised(_star()),
+    "cross": _equalised(np.array(_CROSS, dtype=np.float64)),
+    "heart": _equalised(_heart()),
+    "crescent": _equalised(_crescent()),
+    "arrow": _equalised(np.array(_ARROW, dtype=np.float64)),
 }
 
 
