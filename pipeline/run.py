@@ -20,7 +20,7 @@ from pipeline.settings import ConfigError, Settings, to_yaml
 from pipeline.sources.build import build_source
 from pipeline.sources.row import Source
 from pipeline.stages import download, filter, pack, recaption, score, select
-from pipeline.stages.task import is_done
+from pipeline.stages.task import is_done, tables_of
 from pipeline.storage import TEMPORARY_PREFIX, Directory
 
 CONFIG = "config.yaml"
@@ -125,7 +125,9 @@ def _run_stages(
     engine.execute("captions", _score_jobs(config, sound, marks))
     _stop_if_failed(engine, ALL)
     scored = [part for part in sound if part.name not in engine.failures]
-    shards = pack.plan_shards(select.kept_samples(run, scored, config.pack), config.pack)
+    kept = select.kept_samples(run, [part.name for part in scored])
+    shards = pack.plan_shards(kept, config.pack)
+    _forget_missing(run, shards)
     jobs = [
         Job("pack", shard.name, marks.shard(shard, sound), pack.pack, (shard,)) for shard in shards
     ]
@@ -182,6 +184,14 @@ def _stop_if_failed(engine: Engine, name: str) -> None:
     if name in engine.failures:
         stage, error = engine.failures[name]
         raise RuntimeError(f"{stage} failed: {error}")
+
+
+def _forget_missing(run: Directory, shards: list[pack.Shard]) -> None:
+    """Have shards that somebody deleted packed again: their tables alone don't make them done."""
+    present = set((run / pack.SHARDS).names("*.tar"))
+    for shard in shards:
+        if f"{shard.name}.tar" not in present:
+            tables_of(run, "pack").remove(f"{shard.name}.parquet")
 
 
 def _plain(value: Any) -> Any:

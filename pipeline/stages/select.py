@@ -20,7 +20,7 @@ from pipeline.filters.config import FilterConfig
 from pipeline.filters.duplicates import near_duplicates, preference_order
 from pipeline.filters.measures import CAPTION_MEASURES, colour_array
 from pipeline.filters.verdicts import caption_reasons, image_reasons
-from pipeline.stages.pack import PackConfig, Packed
+from pipeline.stages.pack import Packed
 from pipeline.stages.task import StageReport, Task, tables_of
 from pipeline.storage import Directory
 
@@ -217,7 +217,7 @@ def _objects(column: pa.Array | pa.ChunkedArray) -> Reasons:
     return np.array([*column.to_pylist(), None], dtype=object)[:-1]
 
 
-def kept_samples(run: Directory, parts: list[str], config: PackConfig) -> list[Packed]:
+def kept_samples(run: Directory, parts: list[str]) -> list[Packed]:
     """Return the samples to pack: kept by `select`, and not dropped later for want of captions."""
     samples = []
     for part in parts:
