@@ -80,12 +80,12 @@ def accumulate(
     owner = np.asarray(owner, np.int64)
     folds, keys = folds_of(uids, config.folds), np.array([_key(uid) for uid in uids], np.uint64)
     sums = _empty(images.shape[1], config)
-    sound: NDArray[np.bool_] = np.isfinite(images).all(axis=1)
+    sound = np.asarray(np.isfinite(images).all(axis=1))
     chosen: dict[int, tuple[int, Floats]] = {}
     for start in range(0, len(texts), _CHUNK):
         rows = owner[start : start + _CHUNK]
         text = text_features(texts[start : start + _CHUNK], config.text_width)
-        use: NDArray[np.bool_] = sound[rows] & text.any(axis=1)
+        use = sound[rows] & np.asarray(text.any(axis=1))
         for fold in range(config.folds):
             mine = use & (folds[rows] == fold)
             # float64 before the product: float32 sums of millions of pairs lose digits.
