@@ -8,7 +8,7 @@ from pipeline.sources.scenes import ScenesConfig
     ("data", "message"),
     [
         ({"captions": {"right": 0.5}}, "captions: the shares sum to 0.95, they must sum to 1"),
-        ({"faults": {"not_found": 0.9}}, "faults: the shares sum to 1.08"),
+        ({"faults": {"not_found": 0.9}}, "faults: the shares sum to 1.09"),
         ({"faults": {"not_found": 0.8}}, "at most 0.9"),
         ({"faults": {"html": -0.1}}, "faults.html"),
         ({"min_side": 200, "max_side": 100}, "min_side 200 is larger than max_side 100"),

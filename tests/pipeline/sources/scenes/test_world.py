@@ -23,7 +23,7 @@ WORLD = ScenesConfig(train=1000, test=1000)
 
 indices = st.integers(0, 10**6)
 splits = st.sampled_from(["train", "test"])
-sides = st.tuples(st.integers(32, 320), st.integers(0, 300))
+sides = st.tuples(st.integers(32, 320), st.integers(0, 192))
 
 
 def test_the_world_is_as_rich_as_promised() -> None:
