@@ -40,7 +40,9 @@ class SegmentationConfig(Settings):
     """Linear segmentation of patch features."""
 
     sweep: SweepConfig = Field(
-        SweepConfig(learning_rates=[3e-3, 3e-2], weight_decays=[0.0, 0.1], epochs=8, batch=16),
+        SweepConfig(
+            learning_rates=[1e-2, 3e-2, 1e-1], weight_decays=[0.0, 0.1], epochs=8, batch=16
+        ),
         description="grid of the patch classifier",
     )
     max_train: int = Field(

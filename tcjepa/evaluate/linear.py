@@ -71,7 +71,7 @@ def probe(
     commonest = int(train_labels.bincount().argmax())
     return ProbeResult(
         accuracy=Measure.accuracy(accuracies, len(test_labels)),
-        majority=float((test_labels == commonest).float().mean()),
+        majority=float((test_labels == commonest).double().mean()),
         classes=classes,
         chosen=tuple(chosen),
         edges=edges(chosen, config),
@@ -86,9 +86,10 @@ def split(count: int, share: float, seed: int, device: torch.device) -> tuple[Te
 
 
 def edges(chosen: Sequence[Setting], config: SweepConfig) -> tuple[str, ...]:
-    """Return which ends of the grid were chosen by any seed, such as "highest learning rate".
+    """Return which ends of the grid most seeds chose, such as "highest learning rate".
 
     A weight decay of 0 has nothing below it and is no edge; nor is the end of a one-value axis.
+    Where nothing can be learnt, seeds choose at random: hence the majority.
     """
     found = []
     axes = {
@@ -96,19 +97,18 @@ def edges(chosen: Sequence[Setting], config: SweepConfig) -> tuple[str, ...]:
         "weight decay": (config.weight_decays, [s.weight_decay for s in chosen]),
     }
     for name, (swept, picked) in axes.items():
-        if len(swept) > 1 and min(swept) > 0 and min(swept) in picked:
-            found.append(f"lowest {name}")
-        if len(swept) > 1 and max(swept) in picked:
-            found.append(f"highest {name}")
+        for end, value in (("lowest", min(swept)), ("highest", max(swept))):
+            if len(swept) > 1 and value > 0 and 2 * picked.count(value) > len(picked):
+                found.append(f"{end} {name}")
     return tuple(found)
 
 
 def accuracy(classifiers: Classifiers, rows: Tensor, labels: Tensor) -> Tensor:
     """Return the share (G,) of rows (m, D) that each of the G classifiers gets right."""
-    right = torch.zeros(classifiers.bias.shape[0], device=rows.device)
+    right = torch.zeros(classifiers.bias.shape[0], dtype=torch.int64, device=rows.device)
     for chunk, truth in zip(torch.split(rows, _CHUNK), torch.split(labels, _CHUNK), strict=True):
         right += (classifiers.logits(chunk).argmax(dim=2) == truth[:, None]).sum(dim=0)
-    return right / len(rows)
+    return right.double() / len(rows)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def _probe(data: _Labelled, config: EvaluateConfig, name: str, notes: list[str])
         config=config.linear,
         seeds=config.seeds,
     )
-    notes += [f"linear {name}: the {edge} of the sweep was chosen" for edge in result.edges]
+    notes += [f"linear {name}: the best setting has the sweep's {edge}" for edge in result.edges]
     return result
 
 
@@ -187,7 +187,7 @@ def _segment(
         config=config.segmentation.sweep,
         seeds=config.seeds,
     )
-    notes += [f"segmentation: the {edge} of the sweep was chosen" for edge in result.edges]
+    notes += [f"segmentation: the best setting has the sweep's {edge}" for edge in result.edges]
     return result
 
 

@@ -1,0 +1,109 @@
+"""A whole evaluation of tiny encoders on tiny pictures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tcjepa.data.augment import centre_crop
+from tcjepa.evaluate.config import EvaluateConfig, SegmentationConfig, SweepConfig
+from tcjepa.evaluate.report import format_table
+from tcjepa.evaluate.runner import FOLDER_LABEL, evaluate
+
+CPU = torch.device("cpu")
+SWEEP = SweepConfig(learning_rates=[1e-2, 1e-1], weight_decays=[0.0], epochs=6, batch=16)
+CONFIG = EvaluateConfig(
+    labels=["colour", "side"],
+    image_size=32,
+    seeds=2,
+    linear=SWEEP,
+    segmentation=SegmentationConfig(sweep=SWEEP),
+)
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+class Colours(nn.Module):
+    """Patch means, so colours are linearly separable and positions are lost in the pool."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.avg_pool2d(images, 8).flatten(2).transpose(1, 2)
+
+
+def pictures(count: int, seed: int, annotate: bool = True):
+    """A coloured box on one side of a dark image, in batches of 20."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, count, 20):
+        images, records = [], []
+        for _ in range(start, min(start + 20, count)):
+            name, side = rng.choice(list(COLOURS)), int(rng.integers(2))
+            width, height = (int(v) for v in rng.integers(40, 60, 2))
+            box = [0.5 * side, 0.2, 0.5 + 0.5 * side, 0.8]
+            pixels = rng.integers(0, 60, (height, width, 3)).astype(np.uint8)
+            rows = slice(round(0.2 * height), round(0.8 * height))
+            columns = slice(round(box[0] * width), round(box[2] * width))
+            pixels[rows, columns] = COLOURS[name]
+            record = {"colour": str(name), "side": side, "width": width, "height": height}
+            if annotate:
+                objects = [{"category": str(name), "box": box}]
+                record["annotations"] = json.dumps({"objects": objects})
+            images.append(torch.from_numpy(centre_crop(pixels, 32).copy()))
+            records.append(record)
+        yield torch.stack(images), records
+
+
+def test_everything_at_once():
+    found = evaluate(Colours(), pictures(120, 0), pictures(60, 1), CONFIG, CPU)
+    assert (found.train_images, found.test_images) == (120, 60)
+    assert found.linear["colour"].accuracy.value > 0.95
+    assert found.knn["colour"].value > 0.95
+    assert found.linear["side"].accuracy.value < 0.75  # pooling forgets where
+    assert found.segmentation is not None and found.segmentation.miou.value > 0.6
+    assert list(found.segmentation.per_class) == ["background", "blue", "green", "red"]
+    assert found.spectrum is not None and 1 <= found.spectrum.effective_rank <= 3
+    assert "linear colour" in format_table({"colours": found})
+    again = evaluate(Colours(), pictures(120, 0), pictures(60, 1), CONFIG, CPU)
+    assert again == found
+
+
+def test_folder_classes_few_images_and_missing_annotations():
+    def folder(count, seed):
+        for images, records in pictures(count, seed, annotate=False):
+            yield images, [{FOLDER_LABEL: r["colour"]} for r in records]
+
+    config = CONFIG.model_copy(update={"labels": []})
+    found = evaluate(Colours(), folder(15, 0), folder(10, 1), config, CPU)
+    assert set(found.linear) == {FOLDER_LABEL}
+    assert found.segmentation is None
+    assert any("segmentation: skipped" in note for note in found.notes)
+    assert any("k is 15" in note for note in found.notes)
+
+
+def test_gaps_in_labels_are_said():
+    def only(batches, keep, drop):
+        for images, records in batches:
+            chosen = [i for i, r in enumerate(records) if r["colour"] in keep]
+            for i in chosen[:drop]:
+                records[i]["colour"] = None
+            yield images[chosen], [records[i] for i in chosen]
+
+    config = CONFIG.model_copy(update={"labels": ["colour"], "max_test": 30})
+    found = evaluate(
+        Colours(), only(pictures(60, 0), {"red", "blue"}, 2), pictures(60, 1), config, CPU
+    )
+    assert found.test_images == 30
+    text = "\n".join(found.notes)
+    assert "6 training images without the label" in text
+    assert "class not seen in training: all wrong" in text
+    assert "category not seen in training" in text
+    assert found.linear["colour"].accuracy.value < 0.95
+
+
+def test_tasks_choose_and_labels_are_checked():
+    config = CONFIG.model_copy(update={"tasks": ["spectrum"], "labels": []})
+    found = evaluate(Colours(), pictures(20, 0), pictures(20, 1), config, CPU)
+    assert not found.linear and not found.knn and found.segmentation is None
+    wrong = CONFIG.model_copy(update={"labels": ["shape"]})
+    with pytest.raises(ValueError, match="'shape': no record"):
+        evaluate(Colours(), pictures(20, 0), pictures(20, 1), wrong, CPU)
