@@ -1,0 +1,249 @@
+"""The `transformers` captioner on real model classes: tiny, random, offline."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.captioners import vision_language
+from pipeline.captioners.request import CaptionRequest, CaptionResult
+from pipeline.captioners.transformers import TransformersCaptioner, TransformersConfig
+from pipeline.captioners.vision_language import Answer, load_model
+from pipeline.settings import ConfigError, build
+
+# pytest's importlib mode puts no test folder on the path.
+_spec = importlib.util.spec_from_file_location(
+    "tiny_models", Path(__file__).with_name("tiny_models.py")
+)
+assert _spec is not None
+assert _spec.loader is not None
+tiny = importlib.util.module_from_spec(_spec)
+sys.modules["tiny_models"] = tiny
+_spec.loader.exec_module(tiny)
+
+PROMPTS = {"short": "describe the image in short", "detail": "describe the image in detail"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "blip": tiny.save_blip(root / "blip"),
+        "llava": tiny.save_llava(root / "llava"),
+        "vit_gpt2": tiny.save_vit_gpt2(root / "vit_gpt2"),
+    }
+
+
+def _requests(count: int) -> list[CaptionRequest]:
+    return [
+        CaptionRequest(f"{number:032x}", tiny.picture(20 * number, (40 + number, 30)), None)
+        for number in range(count)
+    ]
+
+
+def _config(folder: Path, **changes: Any) -> TransformersConfig:
+    data = {"model": str(folder), "prompts": PROMPTS, "max_new_tokens": 6, "device": "cpu"}
+    return build(TransformersConfig, data | changes)
+
+
+def _stub(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, answer: Any
+) -> tuple[TransformersCaptioner, list[int]]:
+    """Let a loaded model's `generate` be `answer(batch)`; return the sizes it is called with."""
+    captioner = TransformersCaptioner(_config(folder, batch_size=4))
+    model, sizes = load_model(str(folder), "auto", "cpu"), []
+
+    def generate(batch: Any, decoding: Any) -> Any:
+        sizes.append(len(batch.pictures))
+        return answer(batch)
+
+    monkeypatch.setattr(model, "generate", generate)
+    return captioner, sizes
+
+
+@pytest.mark.parametrize("name", ["blip", "llava", "vit_gpt2"])
+def test_every_family_captions_and_batches_do_not_matter(
+    folders: dict[str, Path], name: str
+) -> None:
+    prompts = {"short": ""} if name == "vit_gpt2" else PROMPTS
+    results = [
+        TransformersCaptioner(_config(folders[name], prompts=prompts, batch_size=size)).caption(
+            _requests(3)
+        )
+        for size in (1, 2)
+    ]
+    assert results[0] == results[1]
+    for result in results[0]:
+        assert bool(result.captions) == (result.error is None)
+        assert {prompt for _, prompt in result.captions} <= set(prompts)
+        for text, _ in result.captions:
+            assert "describe" not in text.split()[:1]
+            assert set(text.split()) <= {*tiny.WORDS, "[UNK]"}
+    assert any(result.captions for result in results[0])
+
+
+def test_left_padding_keeps_answers(folders: dict[str, Path]) -> None:
+    model = load_model(str(folders["llava"]), "auto", "cpu")
+    assert model.chats
+    assert model.tokenizer.padding_side == "left"
+    assert not model.model.training
+
+
+def test_sampling_is_a_function_of_the_seed(folders: dict[str, Path]) -> None:
+    def run(seed: int) -> list[CaptionResult]:
+        config = _config(
+            folders["llava"], do_sample=True, temperature=2.0, seed=seed, max_new_tokens=12
+        )
+        return TransformersCaptioner(config).caption(_requests(2))
+
+    before = torch.get_rng_state()
+    first = run(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert run(1) == first
+    assert run(2) != first
+
+
+def test_bad_images_are_recorded_and_the_others_go_on(folders: dict[str, Path]) -> None:
+    requests = _requests(3)
+    requests[1] = CaptionRequest("1", b"\x89PNG not an image", None)
+    results = TransformersCaptioner(_config(folders["llava"])).caption(requests)
+    assert results[1] == CaptionResult([], "decode_failed")
+    assert TransformersCaptioner(_config(folders["llava"])).caption([]) == []
+
+
+def test_memory_errors_halve_the_batch(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(batch: Any) -> list[Answer]:
+        if len(batch.pictures) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        if batch.pictures[0].width == 42:
+            raise torch.OutOfMemoryError("out of memory")
+        return [Answer("A red dog runs on the grass.", True)]
+
+    captioner, sizes = _stub(monkeypatch, folders["llava"], answer)
+    results = captioner.caption(_requests(4))
+    assert sizes[:3] == [4, 2, 1]
+    assert [result.error for result in results] == [None, None, "out_of_memory", None]
+
+
+def test_one_failing_image_is_its_own_failure_but_all_failing_is_an_error(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {41}
+
+    def answer(batch: Any) -> list[Answer]:
+        if any(picture.width in broken for picture in batch.pictures):
+            raise ValueError("cannot take this image")
+        return [Answer("A red dog.", True)] * len(batch.pictures)
+
+    captioner, _ = _stub(monkeypatch, folders["llava"], answer)
+    assert [r.error for r in captioner.caption(_requests(3))] == [None, "model_failed", None]
+    broken |= {40, 42}
+    with pytest.raises(ValueError, match="cannot take this image"):
+        captioner.caption(_requests(3))
+
+
+@pytest.mark.parametrize(
+    ("answer", "captions", "error"),
+    [
+        (Answer("A red dog runs. It is on the grass.", True), 2, None),
+        (Answer("A red dog runs. It is on the", False), 1, None),
+        (Answer("A red dog on", False), 1, None),
+        (Answer("1. A red dog runs.\n2. The cat sits.", True), 2, None),
+        (Answer("A red dog runs. A red dog runs!", True), 1, None),
+        (Answer(" ... ", True), 0, "empty_output"),
+        (Answer("I'm sorry, but I cannot help with that.", True), 0, "refused"),
+        (Answer("dog dog dog dog " * 10, True), 0, "degenerate"),
+    ],
+)
+def test_answers_become_sentences_or_a_reason(
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Answer,
+    captions: int,
+    error: str | None,
+) -> None:
+    captioner, _ = _stub(
+        monkeypatch, folders["llava"], lambda batch: [answer] * len(batch.pictures)
+    )
+    (result,) = captioner.caption(_requests(1))
+    assert len(result.captions) == captions
+    assert result.error == error
+    assert all(prompt == "short" for _, prompt in result.captions)
+
+
+def test_at_most_k_distinct_captions_in_prompt_order(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["red", "blue", "green", "pink", "grey", "teal"]
+
+    def answer(batch: Any) -> list[Answer]:
+        short = batch.prompt.endswith("short")
+        text = "A dog." if short else " ".join(f"A {n} cat and one {n} bird." for n in names)
+        return [Answer(text, True)] * len(batch.pictures)
+
+    captioner, _ = _stub(monkeypatch, folders["llava"], answer)
+    captioner.config = captioner.config.model_copy(update={"max_captions": 4})
+    (result,) = captioner.caption(_requests(1))
+    assert [prompt for _, prompt in result.captions] == ["short", "detail", "detail", "detail"]
+
+
+def test_the_model_loads_once_and_the_captioner_travels(folders: dict[str, Path]) -> None:
+    captioner = TransformersCaptioner(_config(folders["llava"]))
+    results = captioner.caption(_requests(1))
+    loaded = vision_language._load.cache_info().misses
+    copy = pickle.loads(pickle.dumps(captioner))
+    assert copy.caption(_requests(1)) == results
+    assert vision_language._load.cache_info().misses == loaded
+    assert len(pickle.dumps(captioner)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "/no/such/folder"}, r"captioner\.model: folder /no/such/folder does not exist"),
+        ({"prompts": {"In Short": "x"}}, "lower-case"),
+        ({"temperature": 0.5}, "do_sample: true"),
+        ({"device": "gpu"}, "allowed: auto"),
+        ({"dtype": "fp8"}, "allowed: auto"),
+    ],
+)
+def test_config_errors_come_before_any_work(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TransformersCaptioner(_config(Path("some/model"), **change))
+
+
+def test_folders_without_a_model_and_prompts_without_a_reader_are_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        TransformersCaptioner(_config(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="cannot be loaded as an image-to-text model"):
+        TransformersCaptioner(_config(tmp_path)).caption(_requests(1))
+    with pytest.raises(ConfigError, match="takes no prompt"):
+        TransformersCaptioner(_config(folders["vit_gpt2"])).caption(_requests(1))
+
+
+def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+    )
+    with pytest.raises(ConfigError, match="pip install torch transformers"):
+        TransformersCaptioner(_config(Path("some/model")))

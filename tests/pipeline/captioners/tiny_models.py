@@ -1,0 +1,155 @@
+"""Real Hugging Face classes, tiny and randomly initialised, saved with processors built here."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    BlipProcessor,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+
+SENTENCE = "a red blue dog cat on the grass describe image in short detail user : . runs sits"
+WORDS = SENTENCE.split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]", "<image>"]
+TEMPLATE = (
+    "{% for message in messages %}user : {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+SIDE = 32
+TINY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def picture(shade: int, size: tuple[int, int] = (40, 30)) -> bytes:
+    """Return a PNG of noise around a shade."""
+    pixels = np.random.RandomState(shade).randint(0, 60, (size[1], size[0], 3)) + shade
+    sink = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Return a word-level tokenizer of `WORDS`."""
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        additional_special_tokens=["<image>"],
+    )
+
+
+def _size() -> dict[str, int]:
+    return {"height": SIDE, "width": SIDE}
+
+
+def save_blip(folder: Path) -> Path:
+    """Save a BLIP captioner: no chat template, the prompt is continued."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    config = BlipConfig(
+        text_config={
+            **TINY,
+            "vocab_size": len(words),
+            "intermediate_size": 32,
+            "encoder_hidden_size": 32,
+            "projection_dim": 32,
+            "bos_token_id": words.bos_token_id,
+            "eos_token_id": words.sep_token_id,
+            "pad_token_id": words.pad_token_id,
+            "sep_token_id": words.sep_token_id,
+        },
+        vision_config={
+            **TINY, "image_size": SIDE, "patch_size": 16, "intermediate_size": 32,
+            "projection_dim": 32,
+        },
+    )  # fmt: skip
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size=_size()), words).save_pretrained(folder)
+    return folder
+
+
+def save_llava(folder: Path) -> Path:
+    """Save a LLaVA: a chat template, image tokens among the words."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    text = LlamaConfig(
+        **TINY,
+        vocab_size=len(words),
+        intermediate_size=32,
+        pad_token_id=words.pad_token_id,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+    )
+    vision = CLIPVisionConfig(
+        **TINY, image_size=SIDE, patch_size=16, intermediate_size=32, projection_dim=32
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = words.eos_token_id
+    model.save_pretrained(folder)
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size=_size(), crop_size=_size()),
+        words,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def save_vit_gpt2(folder: Path) -> Path:
+    """Save a vision encoder-decoder: no prompt, image processor and tokenizer side by side."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    encoder = ViTModel(ViTConfig(**TINY, image_size=SIDE, patch_size=16, intermediate_size=32))
+    decoder = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(words), n_embd=32, n_layer=1, n_head=2, n_positions=64,
+            add_cross_attention=True, is_decoder=True,
+            bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id,
+        )
+    )  # fmt: skip
+    model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+    for config in (model.config, model.generation_config):
+        config.decoder_start_token_id = words.bos_token_id
+        config.pad_token_id = words.pad_token_id
+        config.eos_token_id = words.eos_token_id
+    model.save_pretrained(folder)
+    ViTImageProcessor(size=_size()).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
