@@ -1,0 +1,283 @@
+"""Whole runs: real Dask cluster, real HTTP server, real processes, killed for real."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.funnel import check
+
+SHARDS = ("shards", "data_configs/scenes.yaml")
+SMALL = (
+    "source.train=90",
+    "source.test=30",
+    "part_rows=30",
+    "pack.shard_mb=0.4",
+    "cluster.dashboard=null",
+)
+ROWS = 120
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(run: Path, port: int, *overrides: str) -> list[str]:
+    arguments = [*SHARDS, f"run={run}", f"source.port={port}", *SMALL, *overrides]
+    return [sys.executable, "-m", "pipeline", *arguments]
+
+
+def build(run: Path, port: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(run, port, *overrides), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def digests(run: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file that the trainer reads."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((run / "shards").iterdir())
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, port: int) -> Path:
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = build(folder, port)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(run: Path) -> dict:
+    return json.loads((run / "shards" / "manifest.json").read_text())
+
+
+def test_every_row_is_accounted_for(run: Path, manifest: dict) -> None:
+    funnel = manifest["funnel"]
+    check(funnel)
+    assert funnel["rows"] == ROWS
+    selection = pq.read_table(run / "selection.parquet").to_pylist()
+    assert sum(row["kept"] for row in selection) == funnel["kept"] == manifest["samples"]
+    copies = funnel["dropped"].get("exact_duplicate", 0)
+    assert len(selection) == len({row["uid"] for row in selection}) == funnel["fetched"] - copies
+    assert all(row["kept"] == (row["reason"] is None) for row in selection)
+
+
+def test_test_split_is_whole_and_apart(run: Path) -> None:
+    index = pq.read_table(run / "shards" / "index.parquet").to_pylist()
+    held_out = [row for row in index if row["split"] == "test"]
+    assert len(held_out) == 30
+    assert {row["shard"].split("-")[0] for row in held_out} == {"test"}
+    assert {row["split"] for row in index} == {"train", "test"}
+
+
+def test_manifest_describes_the_shards(run: Path, manifest: dict) -> None:
+    for shard in manifest["shards"]:
+        data = (run / "shards" / shard["name"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == shard["sha256"]
+        assert len(data) == shard["bytes"]
+    assert len(manifest["shards"]) > 2
+
+
+def test_samples_follow_the_contract(run: Path) -> None:
+    index = pq.read_table(run / "shards" / "index.parquet").to_pylist()
+    for row in index:
+        data = (run / "shards" / row["shard"]).read_bytes()
+        image = data[row["image_offset"] : row["image_offset"] + row["image_size"]]
+        assert Image.open(io.BytesIO(image)).size == (row["width"], row["height"])
+        sample = json.loads(data[row["json_offset"] : row["json_offset"] + row["json_size"]])
+        assert sample["uid"] == row["uid"]
+        assert len(sample["captions"]) == row["n_captions"] >= 1
+        qualities = [caption["scores"]["quality"] for caption in sample["captions"]]
+        assert max(qualities) == pytest.approx(row["quality_best"], abs=1e-6)
+        assert all(0 <= quality <= 1 for quality in qualities)
+        for caption in sample["captions"]:
+            for start, end in caption["nouns"] + caption["attributes"]:
+                assert caption["text"][start:end].strip() == caption["text"][start:end] != ""
+        assert row["meta.shape"] == sample["meta"]["shape"]
+        assert isinstance(sample["meta"]["annotations"]["objects"], list)
+
+
+def test_truth_was_not_read_by_filters_or_scorers(run: Path, port: int, tmp_path: Path) -> None:
+    """Removing the truth columns from the filter's and scorer's inputs changes nothing they say."""
+    kept = pq.read_schema(run / "tables" / "filter" / "00000.parquet").names
+    scored = pq.read_schema(run / "tables" / "features" / "00000.parquet").names
+    assert not [name for name in [*kept, *scored] if name.startswith("meta.")]
+
+
+def test_webdataset_reads_the_shards(run: Path, manifest: dict) -> None:
+    import webdataset
+
+    urls = [str(run / "shards" / shard["name"]) for shard in manifest["shards"]]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    assert len(samples) == manifest["samples"]
+    assert all(sample["json"]["uid"] == sample["__key__"] for sample in samples)
+    assert all(sample["txt"] for sample in samples)
+
+
+def test_hugging_face_datasets_reads_the_shards(
+    run: Path, manifest: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    files = {"train": str(run / "shards" / "train-*.tar"), "test": str(run / "shards/test-*.tar")}
+    loaded = datasets.load_dataset("webdataset", data_files=files, cache_dir=str(tmp_path))
+    assert loaded["train"].num_rows + loaded["test"].num_rows == manifest["samples"]
+    assert loaded["train"][0]["json"]["uid"] == loaded["train"][0]["__key__"]
+
+
+def test_plain_tar_reads_the_shards(run: Path, manifest: dict) -> None:
+    for shard in manifest["shards"]:
+        path = run / "shards" / shard["name"]
+        listed = subprocess.run(
+            ["tar", "tf", str(path)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert len(listed) == 3 * shard["samples"]
+        with tarfile.open(path) as tar:
+            assert {(m.mtime, m.uname, m.mode) for m in tar} == {(0, "tcjepa", 0o444)}
+
+
+def test_rerun_changes_nothing_and_starts_no_task(run: Path, port: int) -> None:
+    before, events = digests(run), (run / "events.jsonl").read_text()
+    done = build(run, port)
+    assert done.returncode == 0, done.stderr
+    assert digests(run) == before
+    assert (run / "events.jsonl").read_text() == events
+
+
+def test_number_of_workers_does_not_matter(run: Path, port: int, tmp_path: Path) -> None:
+    done = build(tmp_path / "run", port, "cluster.workers=1")
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "run") == digests(run)
+
+
+def test_killed_runs_end_byte_identical(run: Path, port: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    delays = random.Random(time.time_ns())
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(folder, port),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        _wait_for_work(folder, process, delays.uniform(0, 6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = build(folder, port)
+    assert done.returncode == 0, done.stderr
+    assert digests(folder) == digests(run)
+    leftovers = [path for path in folder.rglob("*") if path.name.startswith(".tmp-")]
+    assert leftovers == []
+
+
+def _wait_for_work(folder: Path, process: subprocess.Popen[bytes], delay: float) -> None:
+    """Wait until the run has cut its source, then some more."""
+    while not (folder / "parts" / "parts.json").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(delay)
+
+
+def test_interrupted_run_says_130_and_goes_on(run: Path, port: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(command(folder, port), stderr=subprocess.PIPE, text=True)
+    _wait_for_work(folder, process, 2.0)
+    process.terminate()
+    _, stderr = process.communicate(timeout=120)
+    if process.returncode != 0:  # it may have been done already
+        assert process.returncode == 130, stderr
+        assert "goes on" in stderr
+    done = build(folder, port)
+    assert done.returncode == 0, done.stderr
+    assert digests(folder) == digests(run)
+
+
+def test_failed_part_is_listed_and_tried_again(run: Path, port: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    blocked = folder / "raw" / "00001.tar"
+    blocked.mkdir(parents=True)  # a folder where the part's images should go
+    (blocked / "in the way").touch()
+    first = build(folder, port)
+    assert first.returncode == 1, first.stderr
+    assert "part 00001 failed in download" in first.stderr
+    manifest = json.loads((folder / "shards" / "manifest.json").read_text())
+    assert manifest["funnel"]["failed"]["transient"]["part_failed"] == 30
+    check(manifest["funnel"])
+    (blocked / "in the way").unlink()
+    blocked.rmdir()
+    second = build(folder, port)
+    assert second.returncode == 0, second.stderr
+    assert digests(folder) == digests(run)
+
+
+def test_second_run_in_the_same_directory_is_refused(port: int, tmp_path: Path) -> None:
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = build(tmp_path / "run", port)
+    assert done.returncode == 2
+    assert "another process is working" in done.stderr
+
+
+def test_status_and_dry_run(run: Path, port: int) -> None:
+    status = subprocess.run(
+        [sys.executable, "-m", "pipeline", "status", str(run)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert f"{ROWS} rows in 4 parts" in status
+    assert "4 of 4 parts" in status
+    plan = build(run, port, "--dry-run")
+    assert plan.returncode == 0
+    assert "download   4 of 4 parts done" in plan.stdout
+    changed = build(run, port, "--dry-run", "download.image_size=99")
+    assert "download   0 of 4 parts done" in changed.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("filter.image.min_sde=3", "did you mean filter.image.min_side?"),
+        ("source.kind=scene", "did you mean scenes?"),
+        ("part_rows=many", "part_rows: got 'many'"),
+        ("cluster.address=tcp://127.0.0.1:1", "no scheduler answers"),
+        ("nonsense", "must have the form key.sub=value"),
+    ],
+)
+def test_bad_config_exits_2_before_work(
+    override: str, message: str, port: int, tmp_path: Path
+) -> None:
+    done = build(tmp_path / "run", port, override)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_peak_memory_of_workers_is_bounded(run: Path) -> None:
+    """The run's processes are gone; what the kernel recorded of the largest child must fit."""
+    import resource
+
+    peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert 0 < peak_kib < 3 * 1024 * 1024
+    assert os.getpid() > 0
