@@ -20,16 +20,16 @@ class LanguageScoreConfig(Settings):
     languages: list[str] = Field(
         default=["en"],
         min_length=1,
-        description="wanted languages; DataComp's basic filter keeps English [ISO 639-1 codes]",
+        description="wanted languages; DataComp's basic filter keeps English [ISO 639 codes]",
     )
 
     @model_validator(mode="after")
     def _codes(self) -> LanguageScoreConfig:
         for code in self.languages:
-            if len(code) != 2 or not code.isascii() or not code.islower():
+            if len(code) not in (2, 3) or not code.isascii() or not code.islower():
                 raise ValueError(
-                    f"languages: {code!r} is no ISO 639-1 code; write two lower-case letters, "
-                    "such as en"
+                    f"languages: {code!r} is no ISO 639 code; write two or three lower-case "
+                    "letters, such as en"
                 )
         return self
 

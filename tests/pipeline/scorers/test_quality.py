@@ -58,15 +58,16 @@ def test_scores_outside_the_unit_interval_are_refused() -> None:
 
 
 def test_language_score_is_the_probability_of_the_wanted_languages() -> None:
-    scores = language_scores(["en", "de", "de", None], [0.9, 0.8, 0.3, None], ["en"])
-    assert scores == [0.9, 0.2, 0.7, None]
-    assert language_scores(["de"], [0.8], ["en", "de"]) == [0.8]
+    found = (["en", "de", "nl", None], [0.9, 0.8, 0.3, None], [0.95, 0.1, 0.6, None])
+    assert language_scores(*found, wanted=["en"]) == [0.95, 0.1, 0.6, None]
+    assert language_scores(*found, wanted=["en", "de"]) == [0.95, 0.8, 0.6, None]
+    assert language_scores(*found, wanted=["de"]) == [0.1, 0.8, 0.7, None]
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"language": {"languages": ["english"]}}, "ISO 639-1"),
+        ({"language": {"languages": ["english"]}}, "ISO 639"),
         ({"quality": dict.fromkeys(NAMES, 0.0)}, "all weights are 0"),
         ({"alignment": {"kind": "clipp"}}, "allowed: linear"),
         ({"quality": {"alignement": 1.0}}, "did you mean quality.alignment"),
