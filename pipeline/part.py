@@ -56,6 +56,8 @@ def cut(run: Directory, source: Source, rows_per_part: int) -> list[Part]:
         return known
     parts: list[Part] = []
     directory = run / PARTS
+    # Were this cut killed, the old list would name parts that hold other rows by now.
+    directory.remove(_LISTING)
     for rows in _chunks(source.rows(), rows_per_part):
         sink = pa.BufferOutputStream()
         table = to_table(rows, meta_types(rows))

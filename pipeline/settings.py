@@ -8,6 +8,8 @@ in brackets where it has one, which is what `--help` prints.
 from __future__ import annotations
 
 import difflib
+import json
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,16 +44,19 @@ def load(cls: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -
     """
     try:
         merged = OmegaConf.merge(_read_yaml(path), _read_overrides(overrides))
-        data = OmegaConf.to_container(merged, resolve=True)
+        data = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"config interpolation or override failed: {error}") from error
     return build(cls, cast(dict[str, Any], data), where=str(path) if path else "overrides")
 
 
 def build(cls: type[S], data: dict[str, Any], where: str = "config") -> S:
-    """Validate plain data as a config of class `cls`; raises `ConfigError`."""
+    """Validate plain data as a config of class `cls`; raises `ConfigError`.
+
+    Strict as JSON is: "5" and true are no numbers, and a list may stand for a tuple.
+    """
     try:
-        return cls.model_validate(data)
+        return cls.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         lines = [_explain(cls, data, detail) for detail in error.errors()]
         raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in lines)) from error
@@ -59,12 +64,35 @@ def build(cls: type[S], data: dict[str, Any], where: str = "config") -> S:
 
 def to_yaml(settings: Settings) -> str:
     """Return the resolved config, every key present, as YAML that `load` accepts."""
-    return str(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+    data = _escaped(settings.model_dump(mode="json"))
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def describe(cls: type[Settings]) -> list[tuple[str, str, str]]:
     """Return (dotted key, default, description) of every key, for `--help`."""
     return list(_walk(cls, ""))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings such as 1e-3, which OmegaConf reads as numbers and YAML 1.1 does not."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9._]+([eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def _escaped(value: Any) -> Any:
+    """Return plain data with `${` escaped, so that reading it interpolates nothing."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
 
 
 def _read_yaml(path: str | Path | None) -> Any:
@@ -151,7 +179,8 @@ def _explain(cls: type[Settings], data: Any, detail: ErrorDetails) -> str:
     if kind == "missing":
         return f"{key}: required, not given"
     if kind.startswith("union_tag"):
-        expected = str(context.get("expected_tags", "")).replace("'", "")
+        members = _locate(cls, data, (*detail["loc"], "kind"))[1]
+        expected = ", ".join(filter(None, map(_tag, members)))
         given = context.get("tag", "nothing")
         near = difflib.get_close_matches(str(given), expected.split(", "), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -194,7 +223,7 @@ def _locate(
             if not last:
                 fields = [o.model_fields[step] for o in owners if step in o.model_fields]
                 owners = [s for f in fields for s in _section_types(f.annotation)] or owners
-        elif last or (isinstance(data, dict) and step in data):
+        elif isinstance(data, dict) and step in data:
             parts.append(step)
             data = data.get(step) if isinstance(data, dict) else None
     return ".".join(parts), owners

@@ -7,6 +7,7 @@ finished. Temporary names start with `.tmp-`.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import uuid
@@ -67,8 +68,13 @@ class Directory:
     def names(self, pattern: str = "*") -> list[str]:
         """Return the sorted names of committed files that match a glob pattern."""
         self.fs.invalidate_cache()
-        found = (PurePosixPath(path).name for path in self.fs.glob(self.path(pattern)))
-        return sorted(name for name in found if not name.startswith(TEMPORARY_PREFIX))
+        try:  # not `fs.glob`: the directory's own path may hold brackets
+            listed = self.fs.ls(self.path(), detail=False)
+        except FileNotFoundError:
+            return []
+        names = {PurePosixPath(path).name for path in listed}
+        matching = fnmatch.filter(names, pattern)
+        return sorted(name for name in matching if not name.startswith(TEMPORARY_PREFIX))
 
     def read_bytes(self, name: str) -> bytes:
         """Return a file's content; raises `FileNotFoundError`."""
@@ -150,7 +156,7 @@ class Directory:
         try:
             with self.fs.open(self.path(name), "rb") as file:
                 metadata = pq.read_schema(file).metadata or {}
-        except (FileNotFoundError, pa.ArrowInvalid):
+        except (OSError, pa.ArrowInvalid):  # OSError: absent, or a damaged footer
             return None
         value = metadata.get(_FINGERPRINT_KEY)
-        return value.decode() if value is not None else None
+        return value.decode(errors="replace") if value is not None else None

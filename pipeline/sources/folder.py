@@ -8,10 +8,18 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.settings import ConfigError, Settings
-from pipeline.sources.row import Row, as_scalar, clean_captions
+from pipeline.sources.row import (
+    SPLIT_PATTERN,
+    Row,
+    as_scalar,
+    as_text,
+    check_kept,
+    clean_captions,
+    clean_text,
+)
 from pipeline.sources.tables import MALFORMED, check_columns, file_format, read_rows
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -29,7 +37,13 @@ class FolderConfig(Settings):
     image_column: str = Field("image", description="column of the image's path inside the folder")
     caption_columns: list[str] = Field(["caption"], description="columns of captions")
     keep_columns: list[str] = Field([], description="metadata columns; an image's first row wins")
-    split: str = Field("train", description="split of all images")
+    split: str = Field("train", pattern=SPLIT_PATTERN, description="split of all images")
+
+    @field_validator("keep_columns")
+    @classmethod
+    def _own_names(cls, columns: list[str]) -> list[str]:
+        check_kept(columns)
+        return columns
 
 
 class FolderSource:
@@ -38,7 +52,8 @@ class FolderSource:
     def __init__(self, config: FolderConfig) -> None:
         self.config = config
         self._root = Path(config.images).expanduser()
-        self._columns = [config.image_column, *config.caption_columns, *config.keep_columns]
+        columns = [config.image_column, *config.caption_columns, *config.keep_columns]
+        self._columns = list(dict.fromkeys(columns))
 
     def check(self) -> None:
         """Raise `ConfigError` for a missing folder, table or column, or a folder without images."""
@@ -48,7 +63,7 @@ class FolderSource:
             raise ConfigError(f"source.images: no file under {self.config.images} is an image")
         if self.config.captions is None:
             return
-        if not Path(self.config.captions).is_file():
+        if not Path(self.config.captions).expanduser().is_file():
             raise ConfigError(f"source.captions: {self.config.captions} is not a file")
         check_columns(self.config.captions, file_format(self.config.captions), self._columns)
 
@@ -57,7 +72,7 @@ class FolderSource:
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         files = [*self._files()]
         if self.config.captions:
-            files.append(Path(self.config.captions))
+            files.append(Path(self.config.captions).expanduser())
         for path in files:
             status = path.stat()
             digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode())
@@ -68,7 +83,9 @@ class FolderSource:
         entries, malformed = self._caption_table()
         for path in self._files():
             name = path.relative_to(self._root).as_posix()
-            yield self._row(name, entries.pop(name, {}), None)
+            # A file name need not be Unicode; a URL in a table must.
+            error = "bad_url" if clean_text(name) != name else None
+            yield self._row(name, entries.pop(name, {}), error)
         for name, entry in entries.items():
             yield self._row(name or None, entry, "missing_file" if name else "missing_url")
         for _ in range(malformed):
@@ -83,11 +100,12 @@ class FolderSource:
         return nullcontext()
 
     def _files(self) -> list[Path]:
-        return sorted(p for p in self._root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = (p for p in self._root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        return sorted(path for path in found if path.is_file())
 
     def _row(self, name: str | None, entry: dict[str, Any], error: str | None) -> Row:
         return {
-            "url": name,
+            "url": clean_text(name) if name else None,
             "captions": entry.get("captions", []),
             "split": self.config.split,
             "row_error": error,
@@ -105,7 +123,8 @@ class FolderSource:
             if raw is MALFORMED:
                 malformed += 1
                 continue
-            entry = entries.setdefault(str(raw[config.image_column] or ""), {"captions": []})
+            name = as_text(raw[config.image_column] or "")
+            entry = entries.setdefault(name, {"captions": []})
             for column in config.caption_columns:
                 entry["captions"] += clean_captions(raw[column])
             for column in config.keep_columns:

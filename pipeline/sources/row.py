@@ -7,11 +7,13 @@ from the closed list `ROW_ERRORS`, so that every count downstream adds up to the
 from __future__ import annotations
 
 import json
+import math
 import re
+import string
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import pyarrow as pa
 
@@ -23,6 +25,7 @@ SOURCE_COLUMNS: Final = ("url", "captions", "split", "row_error")
 ROW_ERRORS: Final = {
     "missing_url": "the row has no URL",
     "bad_url": "the URL is not http(s) with a host, or holds control characters",
+    "bad_split": "the split is no short name of letters, digits, dots, - and _",
     "malformed_row": "the line could not be parsed, or has another number of fields",
     "missing_file": "the caption table names an image that the folder does not hold",
 }
@@ -31,6 +34,8 @@ Row = dict[str, Any]
 
 # C0 and C1 controls, and surrogates (which UTF-8 cannot hold).
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+# A split names shard files, so it must not hold a path.
+SPLIT_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 
 
 class Source(Protocol):
@@ -60,8 +65,18 @@ def clean_text(text: str) -> str:
 def clean_captions(value: Any) -> list[str]:
     """Return the captions in a cell: a string, a list of strings, or null; blanks left out."""
     values = value if isinstance(value, (list, tuple)) else [value]
-    texts = (clean_text(v if isinstance(v, str) else str(v)) for v in values if v is not None)
+    texts = (clean_text(as_text(v)) for v in values if not is_null(v))
     return [text for text in texts if text]
+
+
+def as_text(value: Any) -> str:
+    """Return a cell as text; invalid UTF-8 in a binary cell becomes U+FFFD."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def is_null(value: Any) -> bool:
+    """Return whether a cell is missing; pandas writes that as NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def url_error(url: str | None) -> str | None:
@@ -78,13 +93,51 @@ def url_error(url: str | None) -> str | None:
     return None if sound else "bad_url"
 
 
+def ascii_url(url: str) -> str:
+    """Return a sound URL as a request sends it: percent-encoded, its host in IDNA.
+
+    urllib sends ASCII only; browsers, and so the lists, have other letters too.
+    """
+    if url.isascii():
+        return url
+    parts = urlsplit(url)
+    try:
+        host = parts.netloc.encode("idna").decode()
+    except UnicodeError:  # no such host can exist; fetching it says so
+        return url
+    rest = [quote(part, safe=string.punctuation) for part in parts[2:]]
+    return urlunsplit((parts.scheme, host, *rest))
+
+
+def split_error(split: str) -> str | None:
+    """Return why a split can't name shards (a key of `ROW_ERRORS`), or None."""
+    return None if re.match(SPLIT_PATTERN, split) and not split.endswith("\n") else "bad_split"
+
+
+def check_kept(columns: Sequence[str]) -> None:
+    """Raise `ValueError` if a metadata column has the name of one of `SOURCE_COLUMNS`."""
+    for name in columns:
+        if name in SOURCE_COLUMNS:
+            raise ValueError(
+                f"keep_columns: {name!r} is a name of our own ({', '.join(SOURCE_COLUMNS)}); "
+                "URL, captions and split are kept in any case"
+            )
+
+
 def as_scalar(value: Any) -> Any:
-    """Return a metadata cell as a JSON scalar; nested values become JSON text."""
-    if value is None or isinstance(value, (bool, int, float)):
+    """Return a metadata cell as a JSON scalar; nested values become JSON text.
+
+    NaN and infinity, which JSON lacks, become null; integers beyond 64 bits become text.
+    """
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, str):
-        return clean_text(value)
-    return json.dumps(value, sort_keys=True, default=str)
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (str, bytes)):
+        return clean_text(as_text(value))
+    return clean_text(json.dumps(value, sort_keys=True, default=str))
 
 
 def to_table(rows: Sequence[Row], meta_types: dict[str, pa.DataType]) -> pa.Table:
@@ -98,7 +151,7 @@ def to_table(rows: Sequence[Row], meta_types: dict[str, pa.DataType]) -> pa.Tabl
     ]
     names = [*SOURCE_COLUMNS, *meta_types]
     arrays = [
-        pa.array([_cast(row.get(name), field.type) for row in rows], field.type)
+        pa.array([cast(row.get(name), field.type) for row in rows], field.type)
         for name, field in zip(names, fields, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
@@ -120,7 +173,8 @@ def meta_types(rows: Sequence[Row]) -> dict[str, pa.DataType]:
     return types
 
 
-def _cast(value: Any, kind: pa.DataType) -> Any:
+def cast(value: Any, kind: pa.DataType) -> Any:
+    """Return a metadata value as one of the types of `meta_types`; null if it has no such form."""
     if value is None or pa.types.is_list(kind):
         return value
     if pa.types.is_string(kind):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import difflib
-import io
 import json
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -23,6 +22,8 @@ FORMATS: Final = ("parquet", "csv", "tsv", "jsonl")
 MALFORMED: Final[dict[str, Any]] = {"": "malformed_row"}
 
 _PEEK = 100
+#: Longest quoted field. An opening quote that is never closed costs its own line, not the file.
+_RECORD_LINES = 1000
 _READ_BATCH = 4096
 
 
@@ -58,7 +59,10 @@ def file_format(path: str, configured: str = "auto") -> str:
 
 def check_columns(path: str, kind: str, wanted: Sequence[str]) -> None:
     """Raise `ConfigError` if a file lacks a wanted column or names a column twice."""
-    names = _column_names(path, kind)
+    try:
+        names = _column_names(path, kind)
+    except (OSError, EOFError, csv.Error, pa.ArrowInvalid) as error:
+        raise ConfigError(f"{path} cannot be read as {kind}: {error}") from error
     twice = sorted(name for name, n in Counter(names).items() if n > 1)
     if twice:
         raise ConfigError(f"{path} has the column {twice[0]!r} more than once; rename one of them")
@@ -79,27 +83,24 @@ def read_rows(path: str, kind: str, columns: Sequence[str]) -> Iterator[dict[str
         yield from _read_delimited(path, "\t" if kind == "tsv" else ",", columns)
 
 
-def _open_text(path: str) -> Any:
+def _open_text(path: str, newline: str = "") -> Any:
     # Invalid UTF-8 becomes U+FFFD, which the caption filter counts as `bad_encoding`.
     return fsspec.open(
-        path, "rt", compression="infer", encoding="utf-8-sig", errors="replace", newline=""
+        path, "rt", compression="infer", encoding="utf-8-sig", errors="replace", newline=newline
     )
 
 
 def _column_names(path: str, kind: str) -> list[str]:
     if kind == "parquet":
-        try:
-            with fsspec.open(path, "rb") as file:
-                return list(pq.read_schema(file).names)
-        except pa.ArrowInvalid as error:
-            raise ConfigError(f"{path} is not a Parquet file: {error}") from error
+        with fsspec.open(path, "rb") as file:
+            return list(pq.read_schema(file).names)
     with _open_text(path) as file:
         if kind == "jsonl":
             seen: dict[str, None] = {}
             for _, line in zip(range(_PEEK), file, strict=False):
                 seen.update(dict.fromkeys(_parse_json(line) or ()))
             return list(seen)
-        return next(csv.reader(file, delimiter="\t" if kind == "tsv" else ","), [])
+        return next(_reader(file, "\t" if kind == "tsv" else ","), [])
 
 
 def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -110,7 +111,7 @@ def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]
 
 
 def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    with _open_text(path) as file:
+    with _open_text(path, newline="\n") as file:
         for line in file:
             if not line.strip():
                 continue
@@ -119,30 +120,63 @@ def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _read_delimited(path: str, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(sys.maxsize)
     with _open_text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        lines = _Lines(file)
+        reader = _reader(lines, delimiter)
         header = next(reader, [])
         places = [(name, header.index(name)) for name in columns]
         while True:
+            lines.record.clear()
+            fields: list[str] | None
             try:
                 fields = next(reader)
             except StopIteration:
                 return
             except csv.Error:
-                yield MALFORMED
+                line = lines.retreat().rstrip("\r\n")
+                # Writers of tsv often leave quotes as they are: a tab needs none.
+                fields = line.split(delimiter) if delimiter == "\t" else None
+            if fields == []:
                 continue
-            if not fields:
-                continue
-            if len(fields) != len(header):
+            if fields is None or len(fields) != len(header):
                 yield MALFORMED
             else:
                 yield {name: fields[place] or None for name, place in places}
 
 
+def _reader(lines: Any, delimiter: str) -> Any:
+    csv.field_size_limit(sys.maxsize)
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
+class _Lines:
+    """The lines of a file, with a way back to the second line of a record that went wrong."""
+
+    def __init__(self, file: Iterator[str]) -> None:
+        self._file = file
+        self._returned: deque[str] = deque()
+        self.record: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if len(self.record) >= _RECORD_LINES:
+            raise csv.Error("a quoted field spans too many lines")
+        line = self._returned.popleft() if self._returned else next(self._file)
+        self.record.append(line)
+        return line
+
+    def retreat(self) -> str:
+        """Return the record's first line; its other lines are read again."""
+        first, *others = self.record
+        self._returned.extendleft(reversed(others))
+        return first
+
+
 def _parse_json(line: str) -> dict[str, Any] | None:
     try:
-        row = json.load(io.StringIO(line))
-    except ValueError:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None

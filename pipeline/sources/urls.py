@@ -8,10 +8,22 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import fsspec
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.settings import Settings
-from pipeline.sources.row import Row, as_scalar, clean_captions, url_error
+from pipeline.sources.row import (
+    SPLIT_PATTERN,
+    Row,
+    as_scalar,
+    as_text,
+    ascii_url,
+    check_kept,
+    clean_captions,
+    clean_text,
+    is_null,
+    split_error,
+    url_error,
+)
 from pipeline.sources.tables import MALFORMED, check_columns, expand, file_format, read_rows
 
 
@@ -28,10 +40,18 @@ class UrlsConfig(Settings):
         ["caption"], description="columns of alt texts; a column may hold lists of strings"
     )
     split_column: str | None = Field(None, description="column that names the split")
-    split: str = Field("train", description="split of rows where split_column is null")
+    split: str = Field(
+        "train", pattern=SPLIT_PATTERN, description="split of rows where split_column is null"
+    )
     keep_columns: list[str] = Field(
         [], description="metadata columns to carry into the shards (`annotations` has a meaning)"
     )
+
+    @field_validator("keep_columns")
+    @classmethod
+    def _own_names(cls, columns: list[str]) -> list[str]:
+        check_kept(columns)
+        return columns
 
 
 class UrlsSource:
@@ -77,20 +97,22 @@ class UrlsSource:
                 "row_error": "malformed_row",
             }
         url = raw[config.url_column]
-        url = None if url is None else str(url).strip()
+        url = None if is_null(url) else as_text(url).strip()
         captions = [text for name in config.caption_columns for text in clean_captions(raw[name])]
-        split = raw[config.split_column] if config.split_column else None
+        named = raw[config.split_column] if config.split_column else None
+        split = config.split if is_null(named) or named == "" else as_text(named)
+        error = url_error(url) or split_error(split)
         return {
-            "url": url,
+            "url": clean_text(url) if url else None,
             "captions": captions,
-            "split": str(split) if split else config.split,
-            "row_error": url_error(url),
+            "split": config.split if error else split,
+            "row_error": error,
             **{name: as_scalar(raw[name]) for name in config.keep_columns},
         }
 
     def fetch_url(self, url: str) -> str:
-        """Return `url`: it is fetched as listed."""
-        return url
+        """Return `url` in ASCII: it is fetched as listed."""
+        return ascii_url(url)
 
     def serve(self) -> AbstractContextManager[None]:
         """Return an empty context: somebody else serves the images."""

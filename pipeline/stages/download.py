@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.part import Part
 from pipeline.schema import UID_LENGTH
@@ -51,6 +51,12 @@ class DownloadConfig(Settings):
     )
     resources: dict[str, float] = Field({}, description="Dask worker resources a fetch needs")
 
+    @model_validator(mode="after")
+    def _png_compression(self) -> DownloadConfig:
+        if self.format == "png" and self.quality > 9:
+            raise ValueError(f"quality is {self.quality}, but PNG compression is 0 to 9; set it")
+        return self
+
 
 def download(task: Task, part: Part, source: Source, config: DownloadConfig) -> StageReport:
     """Fetch the part's images into `raw/`, then write its table: one row per source row.
@@ -75,9 +81,9 @@ def download(task: Task, part: Part, source: Source, config: DownloadConfig) -> 
         shutil.rmtree(scratch, ignore_errors=True)
     table = _outcome(rows, part, fetched)
     task.write(part.name, table)
-    fetched_rows = table.num_rows - table["reason"].null_count
+    failed = table.num_rows - table["reason"].null_count
     return StageReport(
-        counts={"rows": table.num_rows, "failed": fetched_rows},
+        counts={"rows": table.num_rows, "failed": failed},
         bytes=sum(size or 0 for size in table["image_size"].to_pylist()),
     )
 

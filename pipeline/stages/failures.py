@@ -11,6 +11,7 @@ FailureClass = Literal["transient", "permanent", "policy"]
 FAILURES: Final[dict[str, tuple[FailureClass, str]]] = {
     "missing_url": ("permanent", "the row has no URL"),
     "bad_url": ("permanent", "the URL is not http(s) with a host, or holds control characters"),
+    "bad_split": ("permanent", "the split is no short name of letters, digits, dots, - and _"),
     "malformed_row": ("permanent", "the source line could not be parsed"),
     "missing_file": ("permanent", "the caption table names an image that the folder lacks"),
     "not_found": ("permanent", "HTTP 404"),
@@ -25,7 +26,7 @@ FAILURES: Final[dict[str, tuple[FailureClass, str]]] = {
     "http_5xx": ("transient", "server error"),
     "timeout": ("transient", "no answer in time"),
     "dns": ("transient", "the host name did not resolve"),
-    "connection": ("transient", "refused, reset, or closed early"),
+    "connection": ("transient", "refused, reset, closed early, or not secure (TLS)"),
     "other": ("transient", "an error not on this list; its text is in raw/*.parquet"),
     "part_failed": ("transient", "the whole part failed; the next run tries it again"),
 }
@@ -46,9 +47,9 @@ _PATTERNS: Final = tuple(
         (r"timed out|timeout", "timeout"),
         (r"Name or service not known|getaddrinfo|name resolution|nodename nor servname", "dns"),
         (r"Errno 2\]|No such file", "missing_file"),
-        (r"Errno|refused|reset|Remote end closed|IncompleteRead|broken pipe", "connection"),
+        (r"unknown url type|control characters|no host given|nonnumeric port|codec", "bad_url"),
+        (r"Errno|SSL|refused|reset|Remote end closed|IncompleteRead|broken pipe", "connection"),
         (r"decod|image|reshape|empty|has no attribute 'shape'|cv2|OpenCV", "not_an_image"),
-        (r"unknown url type|control characters|no host given|nonnumeric port", "bad_url"),
     )
 )
 

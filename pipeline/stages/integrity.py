@@ -9,8 +9,7 @@ from img2dataset.resizer import Resizer
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
-# Cameras append previews and metadata after the end marker; look for it in the file's tail.
-_TAIL = 64 * 1024
+_JPEG_SCAN = 0xDA
 
 
 def is_truncated(data: bytes) -> bool:
@@ -18,14 +17,24 @@ def is_truncated(data: bytes) -> bool:
 
     OpenCV decodes such files without an error and fills the missing part with grey.
     """
-    tail = data[-_TAIL:]
     if data.startswith(_JPEG_START):
-        return _JPEG_END not in tail
+        return data.rfind(_JPEG_END, _scan_start(data)) < 0
     if data.startswith(_PNG_START):
-        return _PNG_END not in tail
+        return data.rfind(_PNG_END) < 0
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     return False
+
+
+def _scan_start(data: bytes) -> int:
+    """Return where a JPEG's first scan starts: thumbnails before it have end markers too."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _JPEG_SCAN:
+        if data[place + 1] == 0xFF:  # padding before a marker
+            place += 1
+            continue
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return place
 
 
 class CheckedResizer(Resizer):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from pipeline.schema import META_PREFIX, SCORES, Caption, Sample, index_schema, score_column
 from pipeline.settings import Settings
+from pipeline.sources.row import cast, meta_types
 from pipeline.stages.download import read_images
 from pipeline.stages.task import StageReport, Task, tables_of
 from pipeline.storage import Directory
@@ -35,7 +36,7 @@ class PackConfig(Settings):
     window: int = Field(
         64, ge=1, description="parts whose samples are shuffled together [parts]; bounds open files"
     )
-    seed: int = Field(0, description="of the shuffle")
+    seed: int = Field(0, ge=0, description="of the shuffle")
     min_captions: int = Field(
         1, ge=0, description="images with fewer captions are dropped as `no_caption`; 0 keeps all"
     )
@@ -227,7 +228,7 @@ def _index_rows(
 ) -> pa.Table:
     with tarfile.open(path) as tar:
         places = {member.name: (member.offset_data, member.size) for member in tar}
-    rows = []
+    rows, metas = [], []
     for (image, sample), packed in zip(samples, shard.samples, strict=True):
         kind = image_format(image)
         image_offset, image_size = places[f"{sample['uid']}.{kind}"]
@@ -246,17 +247,17 @@ def _index_rows(
                 "n_captions": len(sample["captions"]),
                 **_score_statistics(sample["captions"]),
                 "split": packed.split,
-                **{
-                    META_PREFIX + key: value
-                    for key, value in sample["meta"].items()
-                    if META_PREFIX + key != _NOT_INDEXED
-                },
             }
         )
-    fixed = index_schema([])
-    names = list(dict.fromkeys(key for row in rows for key in row if key not in fixed.names))
-    meta = [pa.field(key, pa.array([row.get(key) for row in rows]).type) for key in names]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*fixed, *meta]))
+        meta = {META_PREFIX + key: value for key, value in sample["meta"].items()}
+        metas.append({key: value for key, value in meta.items() if key != _NOT_INDEXED})
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(index_schema([]))))
+    # The parts that meet in a shard may hold different types; all-null columns have none yet.
+    for column, kind in meta_types(metas).items():
+        values = [cast(meta.get(column), kind) for meta in metas]
+        known = any(value is not None for value in values)
+        table = table.append_column(column, pa.array(values, kind if known else pa.null()))
+    return table
 
 
 def _score_statistics(captions: Sequence[Caption]) -> dict[str, float | None]:

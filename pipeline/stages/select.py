@@ -162,8 +162,8 @@ def _pool(
         texts = _texts(run, part)
         low, high = verdicts.first_caption[start], verdicts.first_caption[end]
         for caption in np.flatnonzero(alive[low:high]) + low:
-            if per_leader[leads[caption]] > 1:
-                place = int(verdicts.owner[caption])
+            place = int(verdicts.owner[caption])
+            if per_leader[leads[caption]] > 1 or place != leads[caption]:
                 text = texts[place - start][caption - verdicts.first_caption[place]]
                 offered[int(leads[caption])].append((place != leads[caption], int(caption), text))
     pools: dict[int, list[str]] = {}
