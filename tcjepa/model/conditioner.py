@@ -59,6 +59,16 @@ class Conditioner(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
+    def initialise_attention(self) -> None:
+        """Draw W_Q, W_K, W_V with variance 1 / inputs; the paper gives none.
+
+        I-JEPA's std of 0.02 is nearly that at width 768, but leaves attention even for long in a
+        narrow predictor: on a colour-quadrant toy (width 48, one seed) the text gain at step 100
+        was 1.36 with 0.02 and 2.16 with this.
+        """
+        for linear in (self.query, self.key, self.value):
+            nn.init.trunc_normal_(linear.weight, std=linear.in_features**-0.5)
+
     def forward(self, x_BQE: Tensor, words: Words) -> tuple[Tensor, WordAttention]:
         """Return conditioned features (B, Q, E) and the attention that made them."""
         query_BQE = self.query(x_BQE)

@@ -57,6 +57,8 @@ class Predictor(nn.Module):
                 Conditioner(width, text_width, config.text) for _ in range(config.predictor_depth)
             )
         initialise(self, self.blocks)
+        for conditioner in self.conditioners:
+            cast(Conditioner, conditioner).initialise_attention()
         nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
         if self.null_caption is not None:
             nn.init.trunc_normal_(self.null_caption, std=INIT_STD)
