@@ -27,9 +27,11 @@ _ANYWHERE = (
     r"(image|photo|picture|preview|thumbnail) (is )?(currently )?(not (available|found)|unavailable"
     r"|coming soon|missing)",
     r"no (image|photo|picture|preview|thumbnail)s? (available|found|yet|provided)",
+    r"(image|photo|picture) has no (description|caption)|please wait",
     r"(royalty[- ]free|stock) (photo|image|picture|vector|illustration|video)s?",
     r"stock (photography|footage)",
-    r"all rights reserved|terms (of (use|service)|and conditions)|privacy policy",
+    r"all rights reserved|subject to copyright|privacy policy",
+    r"terms (of (use|service)|and conditions)",
     r"cookie (policy|settings)|copyright (©\s?)?\d{4}|(©|\(c\))\s?\d{4}",
     r"free (download|vector|printable|clip\s?art|wallpaper)s?|download (now|free|for free|pdf)",
     r"(hd|4k|desktop|mobile|iphone) wallpapers?|wallpapers? hd",

@@ -122,7 +122,7 @@ class DuplicateConfig(Settings):
         "copies (ours, measured: docs/decisions.md) [bits]",
     )
     colour_tolerance: int | None = Field(
-        default=12,
+        default=8,
         ge=0,
         le=255,
         description="mean colours of the 4x4 cells differ by at most so much; null compares "

@@ -90,7 +90,7 @@ def test_same_layout_in_another_colour_is_no_copy() -> None:
     colours = np.full((3, 48), 100, np.uint8)
     colours[1, 3] += 40
     colours[2] += 2
-    labels = near_duplicates(hashes, 4, colours=colours, tolerance=12)
+    labels = near_duplicates(hashes, 4, colours=colours, tolerance=8)
     assert labels.tolist() == [0, 1, 0]
     assert near_duplicates(hashes, 4).tolist() == [0, 0, 0]
 

@@ -44,7 +44,13 @@ def test_urls(text: str) -> None:
         *("Buy now!", "CLICK  HERE to enlarge", "Image not available", "royalty-free stock photo"),
         *("No image available", "a red car, free shipping", "© 2014 Acme. All rights reserved"),
         *("logo", "Company Logo", "image 12", "[thumbnail]", "Add to cart", "404 page not found"),
-        *("Photo coming soon", "free\nwallpapers", "SKU: 1234", "the photo"),
+        *(
+            "Photo coming soon",
+            "free\nwallpapers",
+            "SKU: 1234",
+            "the photo",
+            "Loading, please wait...",
+        ),
     ],
 )
 def test_boilerplate(text: str) -> None:

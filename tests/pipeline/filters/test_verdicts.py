@@ -212,7 +212,7 @@ def test_repeats_can_be_off_or_as_in_align() -> None:
 def test_bad_configs_name_the_key() -> None:
     with pytest.raises(ConfigError, match=r"caption.repeats.*min_repeats"):
         config(caption={"repeats": {"max_repeats": 5}})
-    with pytest.raises(ConfigError, match="did you mean image.min_side"):
+    with pytest.raises(ConfigError, match=r"did you mean image\.min_side"):
         config(image={"min_sides": 3})
 
 
