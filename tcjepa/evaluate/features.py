@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.progress import Progress
+from tcjepa.model.jepa import normalise
 
 Batches = Iterable[tuple[Tensor, list[dict[str, Any]]]]
 """Pairs of images (B, 3, H, H) uint8 and B records."""
 Prepare = Callable[[Tensor], Tensor]
 """Images (B, 3, H, H) uint8 on the device -> what the encoder was trained on, float."""
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def extract(
     batches: Batches,
     device: torch.device,
     *,
-    prepare: Prepare | None = None,
+    prepare: Prepare = normalise,
     keep_patches: Callable[[dict[str, Any]], bool] | None = None,
     max_images: int | None = None,
     max_patches: int | None = None,
@@ -58,12 +56,11 @@ def extract(
 
     `encoder(images)` returns patch tokens (B, P, D); it runs in evaluation mode, without autograd,
     in bfloat16 autocast on CUDA and in its own precision elsewhere; its mode is restored. `prepare`
-    turns bytes into what the encoder expects (default: ImageNet's mean and deviation). Patch tokens
-    are kept for the first `max_patches` images whose record `keep_patches` accepts. Reading stops
-    after `max_images`; `total` [images] is for the progress line, which needs it. Raises
-    `ValueError` for no images, output that is not (B, P, D) and features that are not finite.
+    turns bytes into what the encoder expects (default: what `TCJEPA` trains on). Patch tokens are
+    kept for the first `max_patches` images whose record `keep_patches` accepts. Reading stops after
+    `max_images`; `total` [images] is for the progress line, which needs it. Raises `ValueError` for
+    no images, output that is not (B, P, D) and features that are not finite.
     """
-    ready = prepare or imagenet_normalised
     pooled: list[Tensor] = []
     records: list[dict[str, Any]] = []
     kept: list[Tensor] = []
@@ -71,7 +68,7 @@ def extract(
     with _frozen(encoder), _progress(label, total, max_images) as progress:
         for images, said in _first(batches, max_images):
             with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-                tokens = encoder(ready(images.to(device, non_blocking=True)))
+                tokens = encoder(prepare(images.to(device, non_blocking=True)))
             _check(tokens, len(images))
             pooled.append(tokens.float().mean(dim=1).cpu())
             chosen = _chosen(said, keep_patches, max_patches, len(rows))
@@ -93,13 +90,6 @@ def extract(
         if values is not None and not bool(values.isfinite().all()):
             raise ValueError("features are not finite: the encoder has diverged")
     return features
-
-
-def imagenet_normalised(images: Tensor) -> Tensor:
-    """Return uint8 images (B, 3, H, W) as float32 with ImageNet's mean 0 and deviation 1."""
-    mean = torch.tensor(_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(_STD, device=images.device).view(3, 1, 1)
-    return (images.float() / 255 - mean) / std
 
 
 def label_classes(records: Iterable[Mapping[str, Any]], name: str) -> list[str]:
@@ -179,7 +169,6 @@ __all__ = [
     "Features",
     "Prepare",
     "extract",
-    "imagenet_normalised",
     "label_classes",
     "label_numbers",
 ]

@@ -25,6 +25,7 @@ from tcjepa.evaluate.rasterise import IGNORED, categories, parse, rasterise
 from tcjepa.evaluate.report import EvaluationResult, SpectrumResult
 from tcjepa.evaluate.segmentation import SegmentationResult, segment
 from tcjepa.evaluate.spectrum import feature_std, rankme
+from tcjepa.model.jepa import normalise
 
 FOLDER_LABEL = "class"
 """Record key of an image folder's class, used where the config names no labels."""
@@ -37,7 +38,7 @@ def evaluate(
     config: EvaluateConfig,
     device: torch.device,
     *,
-    prepare: Prepare | None = None,
+    prepare: Prepare = normalise,
     train_total: int | None = None,
     test_total: int | None = None,
 ) -> EvaluationResult:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tcjepa.evaluate.features import extract, imagenet_normalised, label_classes, label_numbers
+from tcjepa.evaluate.features import extract, label_classes, label_numbers
+from tcjepa.model.jepa import normalise
 
 CPU = torch.device("cpu")
 
@@ -59,9 +60,9 @@ def test_mode_is_restored_even_after_an_error(training):
     assert encoder.training is training
 
 
-def test_default_preparation_is_imagenets():
-    grey = imagenet_normalised(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
-    assert grey[0, :, 0, 0].tolist() == pytest.approx([2.2489, 2.4286, 2.6400], abs=1e-3)
+def test_default_preparation_is_the_trainers():
+    default = extract(Mean(), batches(), CPU)
+    assert torch.equal(default.pooled, extract(Mean(), batches(), CPU, prepare=normalise).pooled)
 
 
 def test_progress_counts_up_to_the_limit(capsys):
