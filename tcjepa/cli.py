@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.schema import SchemaError
-from pipeline.settings import ConfigError, describe, load, to_yaml
+from pipeline.settings import ConfigError, Settings, describe, load, to_yaml
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -103,6 +107,23 @@ def config_path(name: str) -> Path:
     return packaged if not Path(name).exists() and packaged.exists() else Path(name)
 
 
+S = TypeVar("S", bound=Settings)
+
+
+def reload(cls: type[S], data: dict[str, Any], path: str | None, overrides: Sequence[str]) -> S:
+    """Return a stored config with a YAML file's keys and then overrides put on top.
+
+    Raises `ConfigError` as `pipeline.settings.load` does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder) / "checkpoint.yaml"
+        try:
+            OmegaConf.save(OmegaConf.merge(data, OmegaConf.load(path) if path else {}), stored)
+        except (OSError, OmegaConfBaseException) as error:
+            raise ConfigError(f"--config {path}: {error}") from error
+        return load(cls, stored, overrides)
+
+
 def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
     _config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the config and the plan")
@@ -127,8 +148,53 @@ def _pretrain(parsed: argparse.Namespace) -> int:
     return INTERRUPTED if pretrain(config, say, parsed.fresh) is Ending.INTERRUPTED else DONE
 
 
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="run directory, or a checkpoint file (.pt)")
+    parser.add_argument("--config", help="YAML with other settings, e.g. an `evaluate:` section")
+    _override_argument(parser)
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from tcjepa.config import TrainConfig, differences
+    from tcjepa.train import checkpoint
+    from tcjepa.train.pretrain import evaluate_found
+
+    target = Path(parsed.target)
+    found = checkpoint.resolve(target, say)
+    run = target if target.is_dir() else target.resolve().parent.parent
+    config = reload(TrainConfig, found.config, parsed.config, [*parsed.overrides, f"run={run}"])
+    changed = differences(found.config, config.model_dump(mode="json"))
+    if changed:
+        raise ConfigError(
+            "an evaluation cannot change how the checkpoint was trained:\n"
+            + "\n".join(f"  {line}" for line in changed)
+        )
+    evaluate_found(found, config)
+    return DONE
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shards", help="directory or URL that holds index.parquet")
+    parser.add_argument("filter", nargs="?", help='rows to look at, e.g. "quality_best >= 0.5"')
+    parser.add_argument("--split", default="train", help="rows of this split (default: train)")
+    parser.add_argument("--samples", type=int, default=3, help="samples to show (default: 3)")
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from tcjepa.data.config import DataConfig
+    from tcjepa.inspection import describe_shards
+
+    config = DataConfig(shards=parsed.shards, split=parsed.split, filter=parsed.filter)
+    print(describe_shards(config, parsed.samples))
+    return DONE
+
+
 COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         "train on shards; rerun to resume", _pretrain_arguments, _pretrain, lists_keys=True
     ),
+    "evaluate": Command(
+        "probe a trained encoder and an untrained one", _evaluate_arguments, _evaluate, True
+    ),
+    "inspect": Command("what a shard directory holds", _inspect_arguments, _inspect),
 }

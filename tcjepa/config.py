@@ -42,6 +42,24 @@ FREE_KEYS = (
 )
 
 
+class EvaluationSection(EvaluateConfig):
+    """What to measure, and on which images (config section `evaluate`)."""
+
+    shards: str | None = Field(
+        None, description="labelled shards; null: those of `data`, whose filter is not applied"
+    )
+    folder: str | None = Field(
+        None,
+        description="image folder to use instead: class subfolders, or train/ and test/ with class "
+        "subfolders each",
+    )
+    train_split: str = Field("train", description="split that the probes learn on")
+    test_split: str = Field("test", description="split that they are tested on")
+    text_gain_images: int = Field(
+        512, ge=0, description="test images for the text gain; 0: leave it out [images]"
+    )
+
+
 class TrainConfig(Settings):
     """A training run: what is read, what is trained and how, where it is written."""
 
@@ -51,7 +69,9 @@ class TrainConfig(Settings):
     model: ModelConfig = Field(ModelConfig(), description="encoder, predictor, loss")
     masks: MaskConfig = Field(MaskConfig(), description="context and target blocks")
     train: TrainSection = Field(description="optimizer, length, watching, saving")
-    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="probes of frozen features")
+    evaluate: EvaluationSection = Field(
+        EvaluationSection(), description="probes of frozen features"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -74,6 +94,11 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"evaluate.image_size={self.evaluate.image_size}, but the encoder takes "
                 f"{side}-pixel images; set evaluate.image_size={side}"
+            )
+        if self.train.evaluate_after and not (self.evaluate.labels or self.evaluate.folder):
+            raise ValueError(
+                "train.evaluate_after=true needs evaluate.labels=[…], the columns to classify, or "
+                "evaluate.folder; or set train.evaluate_after=false"
             )
         if self.model.text is not None and self.data.captions_per_image < 1:
             raise ValueError(

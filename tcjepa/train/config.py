@@ -108,7 +108,7 @@ class TrainSection(Settings):
         None, description="also log to this Weights & Biases project; needs `pip install wandb`"
     )
     evaluate_after: bool = Field(
-        True, description="evaluate when training ends, as `python -m tcjepa evaluate` would"
+        False, description="evaluate when training ends, as `python -m tcjepa evaluate` would"
     )
 
     @model_validator(mode="after")

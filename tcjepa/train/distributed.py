@@ -38,22 +38,31 @@ class World:
         return self.rank == 0
 
 
-def start(device: str) -> World:
-    """Join the process group that `torchrun` announced in the environment, if it did.
+def pick_device(device: str, local_rank: int = 0) -> torch.device:
+    """Return the device that "auto", "cpu" or "cuda" means for a rank of this node.
 
-    `device` is "auto", "cpu" or "cuda". Raises `ConfigError` if CUDA was asked for and is absent.
+    Raises `ConfigError` if CUDA was asked for by name and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "train.device=cuda, but torch sees no CUDA device; use train.device=cpu, or install a "
             "CUDA build of torch and check `nvidia-smi`"
         )
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def start(device: str) -> World:
+    """Join the process group that `torchrun` announced in the environment, if it did.
+
+    `device` as for `pick_device`; raises `ConfigError` as it does.
+    """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    where = torch.device("cpu")
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        where = torch.device("cuda", local_rank)
+    where = pick_device(device, local_rank)
+    if where.type == "cuda":
         torch.cuda.set_device(where)
     if size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo")

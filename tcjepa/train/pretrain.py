@@ -7,11 +7,13 @@ from pathlib import Path
 
 from pipeline.storage import Directory
 from tcjepa.config import TrainConfig
+from tcjepa.evaluation import evaluate_checkpoint, table, to_json
 from tcjepa.train import checkpoint, distributed
+from tcjepa.train.checkpoint import Checkpoint
 from tcjepa.train.distributed import World
 from tcjepa.train.loop import Ending, train
 from tcjepa.train.plan import summary
-from tcjepa.train.run import WRITTEN, Run
+from tcjepa.train.run import EVALUATION_FILE, WRITTEN, Run
 
 Say = Callable[[str], None]
 
@@ -27,9 +29,26 @@ def pretrain(config: TrainConfig, say: Say, fresh: bool = False) -> Ending:
     tell = say if world.is_main else _say_nothing
     try:
         ending = _train(config, world, tell, fresh)
+        distributed.wait(world)
     finally:
         distributed.stop()
+    if world.is_main and config.train.evaluate_after and ending is not Ending.INTERRUPTED:
+        found = checkpoint.latest(Directory(config.run), say)
+        if found is not None:
+            evaluate_found(found, config)
     return ending
+
+
+def evaluate_found(found: Checkpoint, config: TrainConfig) -> None:
+    """Evaluate a checkpoint, print the table, and keep the results in the run's directory.
+
+    `config` is the checkpoint's, but for the keys that an evaluation may change.
+    """
+    results = evaluate_checkpoint(found, config, distributed.pick_device(config.train.device))
+    print(table(results, config))
+    settings = config.evaluate.model_dump(mode="json")
+    content = {**to_json(results, found.step), "settings": settings}
+    Directory(config.run).write_json(EVALUATION_FILE, content)
 
 
 def _train(config: TrainConfig, world: World, say: Say, fresh: bool) -> Ending:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tcjepa.cli import main
 from tcjepa.train.log import read
 from tests.tcjepa.train.runs import finish, start, write_config
 
@@ -30,7 +31,7 @@ def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return a config and the run directory of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("resume")
-    config = write_config(folder, steps=300, checkpoint_every_steps=7, log_every=5)
+    config = write_config(folder, steps=120, checkpoint_every_steps=7, log_every=5)
     run = folder / "undisturbed"
     code, said = finish(start("pretrain", config, f"run={run}"))
     assert code == 0, said
@@ -42,15 +43,15 @@ def test_kill_9_loses_nothing(undisturbed: tuple[Path, Path]) -> None:
     run = expected.parent / "killed"
     process = start("pretrain", config, f"run={run}")
     wait_for(run, "checkpoints/step-*.json", process)
-    time.sleep(random.uniform(0, 0.5))
+    time.sleep(random.uniform(0, 0.2))
     process.kill()
     process.wait()
-    assert not list(run.glob("checkpoints/step-00000300.json")), "killed too late to test anything"
+    assert not list(run.glob("checkpoints/step-00000120.json")), "killed too late to test anything"
     code, said = finish(start("pretrain", config, f"run={run}"))
     assert code == 0, said
     assert "resumes after step" in said
     assert losses(run) == losses(expected)
-    assert [r["step"] for r in read(run)] == list(range(300))
+    assert [r["step"] for r in read(run)] == list(range(120))
 
 
 def test_sigterm_saves_and_the_rerun_goes_on(undisturbed: tuple[Path, Path]) -> None:
@@ -63,21 +64,19 @@ def test_sigterm_saves_and_the_rerun_goes_on(undisturbed: tuple[Path, Path]) -> 
     assert code == 130, said
     done = int(read(run)[-1]["step"] or 0) + 1
     assert list(run.glob(f"checkpoints/step-{done:08d}.json"))
-    assert f"after step {done} of 300" in said
+    assert f"after step {done} of 120" in said
     code, said = finish(start("pretrain", config, f"run={run}"))
     assert code == 0, said
     assert losses(run) == losses(expected)
 
 
 def test_a_done_run_says_so_and_other_settings_are_refused(
-    undisturbed: tuple[Path, Path],
+    undisturbed: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, run = undisturbed
-    code, said = finish(start("pretrain", config, f"run={run}"))
-    assert code == 0
-    assert "is done" in said
-    code, said = finish(start("pretrain", config, f"run={run}", "train.lr=0.1"))
-    assert code == 2
+    assert main(["pretrain", str(config), f"run={run}"]) == 0
+    assert "is done" in capsys.readouterr().err
+    assert main(["pretrain", str(config), f"run={run}", "train.lr=0.1"]) == 2
+    said = capsys.readouterr().err
     assert "train.lr: 0.001 → 0.1" in said
     assert "--fresh" in said
-    assert "Traceback" not in said

@@ -1,0 +1,56 @@
+"""What a shard directory holds, as text: counts, caption scores, a few samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow.compute as pc
+
+from pipeline.schema import META_PREFIX, SCORES, score_column
+from tcjepa.data.config import DataConfig
+from tcjepa.data.index import ShardIndex
+from tcjepa.data.reader import ShardReader
+
+_BINS = 10
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def describe_shards(config: DataConfig, samples: int) -> str:
+    """Return counts, a histogram of each score and the first `samples` samples' captions.
+
+    Raises `ConfigError` if the shards are missing or the filter leaves no row.
+    """
+    index = ShardIndex.open(config)
+    table = index.table
+    counts = Counter(index.caption_counts().tolist())
+    meta = [name for name in table.column_names if name.startswith(META_PREFIX)]
+    lines = [
+        f"{len(index)} images in {len(index.shards)} shards of {config.shards}, split "
+        f"{config.split}" + (f", where {config.filter}" if config.filter else ""),
+        f"{int(index.caption_counts().sum())} captions: "
+        + ", ".join(f"{n} images with {k}" for k, n in sorted(counts.items())),
+        "metadata: " + (", ".join(meta) or "none"),
+        f"best score of an image's captions, 0 to 1 in {_BINS} bins:",
+        *(f"  {score:<10} {_histogram(table, score)}" for score in SCORES),
+    ]
+    reader = ShardReader(index, config.cache_bytes)
+    for row in range(min(samples, len(index))):
+        sample = reader.sample(row)
+        lines.append(f"{sample['uid']}  {sample['width']}x{sample['height']}  {sample['url']}")
+        for caption in sample["captions"]:
+            quality = caption["scores"].get("quality")
+            shown = "   - " if quality is None else f"{quality:.2f}"
+            lines.append(f"  {shown}  {caption['source']:<18} {caption['text']}")
+    return "\n".join(lines)
+
+
+def _histogram(table: object, score: str) -> str:
+    column = table.column(score_column(score, "best"))  # type: ignore[attr-defined]
+    values = pc.drop_null(column).to_numpy()
+    if not len(values):
+        return "not computed"
+    counts, _ = np.histogram(values, bins=_BINS, range=(0.0, 1.0))
+    top = max(int(counts.max()), 1)
+    bars = "".join(_BLOCKS[-(-8 * int(count) // top)] for count in counts)
+    return f"|{bars}| mean {float(values.mean()):.2f} of {len(values)}"

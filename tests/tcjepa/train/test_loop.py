@@ -1,0 +1,156 @@
+"""The loop's arithmetic: accumulation, ranks, divergence, monitors, time budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.settings import ConfigError
+from pipeline.storage import Directory
+from tcjepa.train import checkpoint
+from tcjepa.train.distributed import World
+from tcjepa.train.log import read
+from tcjepa.train.loop import DivergedError, Ending, optimizer_step, train
+from tcjepa.train.monitors import Watch
+from tcjepa.train.run import Run
+from tests.tcjepa.train.runs import ROOT, tiny_config
+
+CPU = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def make_run(folder: Path, *overrides: str) -> Run:
+    return Run(tiny_config(folder, *overrides), CPU, lambda _: None)
+
+
+@pytest.mark.parametrize("text", ["model.text.sparsity=rectified", "model.text=null"])
+def test_accumulated_gradients_are_the_big_batchs(tmp_path: Path, text: str) -> None:
+    steps = []
+    for micro in ("null", "4", "2"):
+        run = make_run(tmp_path, text, f"train.micro_batch={micro}")
+        values = optimizer_step(run, next(run.batches()))
+        steps.append((values, [p.grad.clone() for p in run.parameters if p.grad is not None]))
+    whole, gradients = steps[0]
+    for values, others in steps[1:]:
+        assert len(others) == len(gradients)
+        torch.testing.assert_close(values["loss"], whole["loss"])
+        for one, other in zip(gradients, others, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_two_ranks_follow_one(tmp_path: Path) -> None:
+    """The slices of the global batch add up: same masks, same samples, same losses."""
+    config = tmp_path / "config.yaml"
+    tiny_config(tmp_path)
+    for name, launcher in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]),
+    ):
+        command = [*launcher, "-m", "tcjepa", "pretrain", config, f"run={tmp_path / name}"]
+        done = subprocess.run(
+            [sys.executable, *map(str, command), "train.steps=6", "train.monitor_every=3"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = read(tmp_path / "one"), read(tmp_path / "two")
+    assert [r["step"] for r in two] == list(range(6))
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+    assert checkpoint.names(Directory(tmp_path / "two"))
+
+
+def test_divergence_names_step_samples_and_keys_and_saves_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "train.checkpoint_every_steps=2")
+    broken = run.model.forward
+
+    def forward(images, masks, text, scale):  # type: ignore[no-untyped-def]
+        output = broken(images, masks, text, scale)
+        loss = output.loss * (float("nan") if run.step == 5 else 1.0)
+        return dataclasses.replace(output, loss=loss)
+
+    run.model.forward = forward  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match=r"step 5: loss, grad_norm is not finite") as error:
+        train(run)
+    for part in ("since step 4", "train.lr", "train.clip_grad", "--fresh", "(row "):
+        assert part in str(error.value)
+    assert checkpoint.names(run.directory) == ["step-00000002", "step-00000004"]
+
+
+def test_clipping_bounds_the_step(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "train.clip_grad=1e-3")
+    before = optimizer_step(run, next(run.batches()))["grad_norm"]
+    after = torch.nn.utils.get_total_norm([p.grad for p in run.parameters if p.grad is not None])
+    assert before > 1e-3
+    assert after == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_last_line_has_every_monitor(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "train.monitor_every=4")
+    assert train(run) is Ending.FINISHED
+    records = read(Path(run.config.run))
+    wanted = {"loss", "predict", "sparse", "consistency", "positive_share", "attention_entropy"}
+    wanted |= {"wordless_patches", "lr", "weight_decay", "ema", "grad_norm"}
+    assert all(wanted <= record.keys() for record in records)
+    readings = {"monitor/encoder_rank", "monitor/target_encoder_rank", "monitor/encoder_std"}
+    readings |= {"monitor/text_gain", "images_per_s", "data_wait", "memory_gib"}
+    assert [r["step"] for r in records if readings <= r.keys()] == [3, 7, 11]
+
+
+def test_monitors_change_no_loss(tmp_path: Path) -> None:
+    found = []
+    for every in (0, 3):
+        run = make_run(tmp_path, f"train.monitor_every={every}", f"run={tmp_path / str(every)}")
+        train(run)
+        found.append([record["loss"] for record in read(Path(run.config.run))])
+    assert found[0] == found[1]
+
+
+def test_a_time_budget_saves_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "train.max_minutes=1e-9")
+    assert train(run) is Ending.OUT_OF_TIME
+    assert run.step == 2  # the first look at the clock is at log_every
+    again = make_run(tmp_path)
+    assert again.step == 2
+    assert train(again) is Ending.FINISHED
+    assert [record["step"] for record in read(tmp_path / "run")] == list(range(12))
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    train(make_run(tmp_path, "train.max_minutes=1e-9"))
+    index = tmp_path / "shards" / "index.parquet"
+    import pyarrow.parquet as pq
+
+    pq.write_table(pq.read_table(index).slice(0, 30), index)
+    with pytest.raises(ConfigError, match="trained on data"):
+        make_run(tmp_path)
+
+
+def test_a_dead_text_path_is_announced_once_and_again_after_recovery() -> None:
+    watch = Watch(warmup_steps=10)
+    said = []
+    shares = [0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.0005, 0.0, 0.2, 0.0, 0.0, 0.0]
+    for number, share in enumerate(shares):
+        record = {"step": 10 + number, "monitor/encoder_rank": 9.0, "positive_share": share}
+        said.append(len(watch.check(record)))
+    assert said == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+
+
+def test_collapse_is_measured_against_the_start_and_survives_a_restart() -> None:
+    history = [{"step": s, "monitor/encoder_rank": r} for s, r in enumerate([40.0, 30.0, 9.0])]
+    lines = Watch(0, history).check({"step": 3, "monitor/encoder_rank": 8.0})
+    assert len(lines) == 1
+    assert "collapsing" in lines[0]
+    assert "train.lr" in lines[0]
+    again = Watch(0, [*history, {"step": 3, "monitor/encoder_rank": 8.0}])
+    assert again.check({"step": 4, "monitor/encoder_rank": 7.0}) == []
