@@ -64,7 +64,8 @@ VISIBLE_ATTRIBUTES: Final = _words(
     "wooden metal metallic plastic glass leather wool woolen woollen cotton silk denim brick stone "
     "concrete marble ceramic steel iron copper paper cardboard rubber straw wicker stuffed "
     # texture, pattern, state
-    "striped stripy spotted dotted checkered checked plaid plain patterned textured smooth rough "
+    "speckled striped stripy "
+    "spotted dotted checkered checked plaid plain patterned textured smooth rough "
     "shiny matte glossy fuzzy furry fluffy hairy soft hard wet dry muddy dirty clean snowy sandy "
     "grassy rocky dusty rusty sunny cloudy foggy rainy icy frozen solid hollow empty full open "
     "closed wavy bald bare barefoot shirtless naked "

@@ -136,6 +136,7 @@ def _decide(words: Sequence[str], known: Sequence[Look], tags: Sequence[Tag], nu
 def _visible(word: str, kinds: frozenset[Kind], before: str, heads_follow: bool) -> Tag:
     """A colour, size or material: an attribute, unless it stands alone as a thing ("a glass")."""
     thing = "noun" in kinds and word in lexicon.MATERIALS and not heads_follow
+    thing = thing and before not in lexicon.AUXILIARIES  # "the star is orange"
     return "noun" if thing or (word == "light" and before == "the") else "attribute"
 
 

@@ -15,7 +15,6 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final, Literal
 
 from pipeline.scorers.tagger import Tag, tag_words
@@ -132,20 +131,42 @@ def _trained(doc: Any) -> list[Word]:
 
 
 def _class_spans(words: Sequence[Word], tag: Tag) -> list[list[int]]:
-    """Return the spans of one class, extended over the hyphenated parts on their left."""
-    found: list[list[int]] = []
-    for number, word in enumerate(words):
-        if word.tag != tag or word.start == word.end:
+    """Return the spans of one class, hyphenated words taken as one."""
+    return [
+        [group[0].start, group[-1].end]
+        for group in _hyphenated(words)
+        if _class_of(group) == tag and group[0].start < group[-1].end
+    ]
+
+
+def _hyphenated(words: Sequence[Word]) -> Iterator[list[Word]]:
+    """Yield words in groups: parts joined by hyphens without a space ("T", "-", "shirt")."""
+    group: list[Word] = []
+    for word in words:
+        if group and group[-1].end == word.start and _alternate(group[-1], word):
+            group.append(word)
             continue
-        start, first = word.start, number
-        while first >= 2 and words[first - 1].text == "-" and _touch(words[first - 2 : first + 1]):
-            first -= 2
-            start = words[first].start
-        while found and found[-1][1] > start:  # the left part had a span of its own
-            start = min(start, found.pop()[0])
-        found.append([start, word.end])
-    return found
+        yield from _ended(group)
+        group = [word]
+    yield from _ended(group)
 
 
-def _touch(words: Sequence[Word]) -> bool:
-    return all(a.end == b.start for a, b in pairwise(words))
+def _alternate(left: Word, right: Word) -> bool:
+    return (left.text == "-") != (right.text == "-")
+
+
+def _ended(group: list[Word]) -> Iterator[list[Word]]:
+    """Yield a group without hyphens at its ends, if anything is left."""
+    inner = group
+    while inner and inner[0].text == "-":
+        inner = inner[1:]
+    while inner and inner[-1].text == "-":
+        inner = inner[:-1]
+    if inner:
+        yield inner
+
+
+def _class_of(group: Sequence[Word]) -> Tag:
+    """The last part decides ("T-shirt" is a shirt), but "blue-eyed" is no verb."""
+    first, last = group[0].tag, group[-1].tag
+    return "attribute" if last == "verb" and first == "attribute" else last

@@ -22,6 +22,9 @@ CASES = [
     ("An orange on a wooden table, next to an orange ball.", ["orange", "table", "ball"], None),
     ("A man in shorts throws a ball to his waiting dog", ["man", "shorts", "ball", "dog"], None),
     ("A boy wearing a T-shirt stands near a building .", ["boy", "T-shirt", "building"], []),
+    ("The star is orange and the arrow is speckled .", ["star", "arrow"], ["orange", "speckled"]),
+    ("a black-and-white dog in a bath-tub", ["dog", "bath-tub"], ["black-and-white"]),
+    ("red- dog- -cat--bird", ["dog", "cat", "bird"], ["red"]),
     ("", [], []),
     ("IMG_1234.jpg 12/03", None, []),
 ]
