@@ -55,10 +55,11 @@ def build(cls: type[S], data: dict[str, Any], where: str = "config") -> S:
 
     Strict as JSON is: "5" and true are no numbers, and a list may stand for a tuple.
     """
+    text = json.dumps(data)
     try:
-        return cls.model_validate_json(json.dumps(data), strict=True)
+        return cls.model_validate_json(text, strict=True)
     except ValidationError as error:
-        lines = [_explain(cls, data, detail) for detail in error.errors()]
+        lines = [_explain(cls, json.loads(text), detail) for detail in error.errors()]
         raise ConfigError(f"{where}:\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 

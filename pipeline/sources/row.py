@@ -174,12 +174,9 @@ def meta_types(rows: Sequence[Row]) -> dict[str, pa.DataType]:
 
 
 def cast(value: Any, kind: pa.DataType) -> Any:
-    """Return a metadata value as one of the types of `meta_types`; null if it has no such form."""
+    """Return a value as the type that `meta_types` found for its column."""
     if value is None or pa.types.is_list(kind):
         return value
     if pa.types.is_string(kind):
         return value if isinstance(value, str) else str(value)
-    try:
-        return pa.scalar(value, kind).as_py()
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return None
+    return float(value) if pa.types.is_floating(kind) else value
