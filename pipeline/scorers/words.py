@@ -110,12 +110,18 @@ def _readable(text: str) -> str:
 
 
 def _tag_tokens(doc: Any) -> list[Word]:
-    tokens = [(token.text, token.idx) for token in doc]
+    tokens = [_unhyphened(token.text, token.idx) for token in doc]
     tags = tag_words([text for text, _ in tokens])
     return [
         Word(text.lower(), start, start + len(text), tag)
         for (text, start), tag in zip(tokens, tags, strict=True)
     ]
+
+
+def _unhyphened(text: str, start: int) -> tuple[str, int]:
+    """Take hyphens off the ends of a token ("dog-"), unless it has nothing else."""
+    inner = text.strip("-")
+    return (inner, start + text.index(inner)) if inner else (text, start)
 
 
 def _trained(doc: Any) -> list[Word]:
