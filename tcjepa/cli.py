@@ -35,7 +35,7 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0 done, 1 failed, 2 bad usage or config, 130 interrupted."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     command: Command = parsed.command
     try:
         return command.run(parsed)
@@ -74,6 +74,18 @@ class _HelpWithKeys(argparse.Action):
         for key, default, description in describe(TrainConfig):
             print(f"  {key} = {default}: {description}")
         parser.exit()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; overrides may stand anywhere, also behind options."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    wrong = [item for item in rest if item.startswith("-") or "=" not in item]
+    if rest and (wrong or not hasattr(parsed, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,248 @@
+"""The command line: help, plans, errors, evaluation, inspection."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import tcjepa
+from pipeline.settings import ConfigError, load
+from tcjepa.cli import main
+from tcjepa.config import TrainConfig, differences
+from tcjepa.model.jepa import TCJEPA
+from tcjepa.train.log import read
+from tests.tcjepa.shards import two_captions, write_shards
+from tests.tcjepa.train.runs import write_config
+
+CONFIGS = sorted((Path(tcjepa.__file__).parent / "configs").glob("*.yaml"))
+#: METHOD's table: predictor depth, encoder depth, width and heads, grid side.
+PUBLISHED = {
+    "vit_b16": (6, 12, 768, 12, 14),
+    "vit_l16": (12, 24, 1024, 16, 14),
+    "vit_h14": (12, 32, 1280, 16, 16),
+}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_lists_every_key_with_default_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for part in (
+        "train.lr = 0.001: peak learning rate",
+        "train.global_batch = 2048",
+        "[images]",
+        "masks.target_scale",
+        "model.text.fusion",
+        "data.noise.",
+        "evaluate.knn.k",
+        "--fresh",
+    ):
+        assert part in said
+
+
+def test_bad_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrane"])
+    assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "config.yaml", "--frsh"])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.warmup_step=1", "did you mean train.warmup_steps?"),
+        ("train.steps=many", "train.steps"),
+        ("train.steps=null", "exactly one"),
+        ("data.image_size=48", "model.encoder takes 32-pixel images"),
+        ("evaluate.image_size=48", "set evaluate.image_size=32"),
+        ("data.captions_per_image=0", "model.text=null"),
+        ("train.evaluate_after=true", "evaluate.labels"),
+        ("masks.min_context=30", "masks.min_context"),
+        ("run=s3://bucket/run", "must be local"),
+        ("data.shards=nowhere", "no index.parquet in nowhere"),
+        ("train.global_batch=4096 train.steps=null train.epochs=1", "less than one step"),
+    ],
+)
+def test_bad_configs_are_one_message_that_names_the_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    config = write_config(tmp_path)
+    code, _, said = run(capsys, "pretrain", config, *override.split(), "--dry-run")
+    assert code == 2
+    assert message in said
+    assert said.startswith("error: ")
+
+
+def test_dry_run_prints_config_and_plan_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path)
+    code, said, _ = run(capsys, "pretrain", config, "train.scale_lr=true", "--dry-run")
+    assert code == 0
+    assert "12 steps of 8 images: 2.40 epochs, 2 steps of warm-up" in said
+    assert "scaled by 8/2048" in said
+    assert "global_batch: 8" in said
+    assert "starts new" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_packaged_configs_build(path: Path) -> None:
+    config = load(TrainConfig, path)
+    with torch.device("meta"):
+        model = TCJEPA(config.model, 768 if config.model.text else None)
+    if path.stem not in PUBLISHED:
+        return
+    depth, *shape, side = PUBLISHED[path.stem]
+    found = model.encoder.shape
+    assert [found.depth, found.width, found.heads] == shape
+    assert found.grid == (side, side)
+    assert (config.model.predictor_depth, config.model.predictor_width) == (depth, 384)
+    assert len(model.predictor.blocks) == depth
+    train, masks = config.train, config.masks
+    assert (train.global_batch, train.epochs, train.warmup_epochs) == (2048, 50, 10)
+    assert (train.start_lr, train.lr, train.final_lr) == (2e-4, 1e-3, 1e-6)
+    assert (train.weight_decay, train.final_weight_decay) == (0.04, 0.4)
+    assert (train.ema, train.final_ema, train.clip_grad) == (0.996, 1.0, None)
+    assert (masks.context_scale, masks.target_scale) == ((0.85, 1.0), (0.15, 0.2))
+    assert (masks.target_aspect, masks.targets, masks.min_context) == ((0.75, 1.5), 4, 10)
+    assert (config.data.crop_scale, config.data.captions_per_image) == ((0.3, 1.0), 8)
+    assert config.model.text is not None
+    assert config.model.text.sparsity_weight == 0.1
+    assert config.model.text.consistency_weight == 0.5
+
+
+def test_only_keys_that_change_results_count_as_different(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+
+    def resolved(*overrides: str) -> dict[str, object]:
+        return load(TrainConfig, config, overrides).model_dump(mode="json")
+
+    free = ("run=elsewhere", "data.workers=1", "train.threads=2", "evaluate.seeds=1")
+    assert differences(resolved(), resolved(*free)) == []
+    assert differences(resolved(), resolved("text.width=8")) == ["text.width: 16 → 8"]
+    assert (
+        differences(resolved("model.text=null"), resolved("model.text=null", "text.width=8")) == []
+    )
+    assert differences(resolved(), resolved("train.steps=13")) == ["train.steps: 12 → 13"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a finished run that was evaluated, and its labelled shards."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = write_config(folder, evaluate_after=True, steps=4)
+    write_shards(
+        folder / "shards",
+        60,
+        size=(40, 40),
+        split=lambda n: "test" if n % 3 == 0 else "train",
+        meta=lambda n: {"parity": "even" if n % 2 == 0 else "odd"},
+    )
+    assert main(["pretrain", str(config), *QUICK]) == 0
+    return folder
+
+
+QUICK = (
+    "evaluate.labels=[parity]",
+    "evaluate.tasks=[linear,knn,spectrum]",
+    "evaluate.linear.epochs=2",
+    "evaluate.linear.learning_rates=[0.01]",
+    "evaluate.linear.weight_decays=[0.0]",
+    "evaluate.batch=8",
+)
+
+
+def test_pretraining_ends_with_a_table_and_its_json(trained: Path) -> None:
+    content = json.loads((trained / "run" / "evaluation.json").read_text())
+    assert content["step"] == 4
+    assert content["trained"]["text_gain"] is not None
+    assert content["random weights"]["linear"].keys() == {"parity"}
+    assert content["settings"]["labels"] == ["parity"]
+    assert [record["step"] for record in read(trained / "run")] == [0, 1, 2, 3]
+
+
+def test_evaluate_a_run_a_file_and_a_folder(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said, _ = run(capsys, "evaluate", trained / "run", "evaluate.tasks=[knn]")
+    assert code == 0
+    assert "TC-JEPA" in said
+    assert "random weights" in said
+    assert "kNN parity" in said
+    assert "linear" not in said
+    for number in range(20):
+        path = tmp_path / "photos" / ("a" if number % 2 else "b") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (number * 12, 0, 100)).save(path)
+    extra = tmp_path / "evaluate.yaml"
+    extra.write_text("evaluate: {labels: [], tasks: [knn]}")
+    file = trained / "run" / "checkpoints" / "step-00000004.pt"
+    folder = f"evaluate.folder={tmp_path / 'photos'}"
+    code, said, _ = run(capsys, "evaluate", file, "--config", extra, folder)
+    assert code == 0
+    assert "kNN class" in said
+
+
+def test_evaluate_refuses_what_it_cannot_do(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, said = run(capsys, "evaluate", trained / "run", "evaluate.labels=[colour]")
+    assert code == 2
+    assert "parity" in said
+    code, _, said = run(capsys, "evaluate", trained / "run", "train.lr=1.0")
+    assert code == 2
+    assert "train.lr: 0.001 → 1.0" in said
+    code, _, said = run(capsys, "evaluate", trained / "nowhere")
+    assert code == 2
+    assert "neither a checkpoint file nor a run directory" in said
+
+
+def test_fresh_sets_the_earlier_run_aside(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = trained / "config.yaml"
+    target = f"run={trained / 'again'}"
+    plain = ("train.evaluate_after=false", target)
+    assert run(capsys, "pretrain", config, *plain)[0] == 0
+    code, _, said = run(capsys, "pretrain", config, *plain, "train.lr=0.002", "--fresh")
+    assert code == 0, said
+    assert "replaced-000" in said
+    assert (trained / "again" / "replaced-000" / "log.jsonl").exists()
+    assert [record["step"] for record in read(trained / "again")] == [0, 1, 2, 3]
+
+
+def test_inspect_shows_counts_scores_and_captions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path, 10, two_captions)
+    code, said, _ = run(capsys, "inspect", tmp_path, "n_captions >= 2", "--samples", 2)
+    assert code == 0
+    assert "10 images in 2 shards" in said
+    assert "20 captions" in said
+    assert "quality" in said
+    assert "alt text of image 1" in said
+    assert "alignment  not computed" in said
+    code, _, said = run(capsys, "inspect", tmp_path, "quality > 2")
+    assert code == 2
+    assert "unknown column" in said
+
+
+def test_an_unknown_text_encoder_is_an_error_that_names_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"text\.encoder"):
+        from tcjepa.text import TextConfig, open_text_encoder
+
+        open_text_encoder(TextConfig(encoder=str(tmp_path / "nothing")))
