@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import webdataset
 from pydantic import Field
 
 from pipeline.schema import META_PREFIX, SCORES, Caption, Sample, index_schema, score_column
@@ -201,6 +200,9 @@ def best_caption(captions: Sequence[Caption]) -> str:
 
 
 def _write_tar(path: Path, samples: Sequence[tuple[bytes, Sample]]) -> None:
+    # webdataset imports torch where there is one, so it waits until it is needed.
+    import webdataset
+
     # Fixed owner, mode and time: equal samples give equal bytes.
     with path.open("wb") as file:
         writer = webdataset.TarWriter(file, user="tcjepa", group="tcjepa", mode=0o444, mtime=0)
