@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
+import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spacy.tokens import Doc
 
+from pipeline.scorers import words
 from pipeline.scorers.words import MAX_CHARACTERS, spans
 
 CASES = [
@@ -89,3 +93,19 @@ def test_long_texts_are_read_up_to_the_bound() -> None:
     assert nouns
     assert nouns[-1][1] <= MAX_CHARACTERS
     assert spans("(" * 100_000) == ([], [])
+
+
+def test_a_trained_pipeline_decides_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Trained:
+        """Stands in for `en_core_web_*`, which no package index has: real Docs, fixed tags."""
+
+        def __init__(self) -> None:
+            self.blank = spacy.blank("en")
+            self.memory_zone = self.blank.memory_zone
+
+        def pipe(self, texts: list[str]) -> Iterator[Doc]:
+            for text in texts:
+                yield Doc(self.blank.vocab, text.split(), pos=["PROPN", "VERB", "ADJ", "NOUN"])
+
+    monkeypatch.setattr(words, "language_pipeline", lambda: ("trained", Trained()))
+    assert spans("Ann flies quick kites") == ([[0, 3], [16, 21]], [[10, 15]])
