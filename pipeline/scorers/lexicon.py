@@ -66,7 +66,8 @@ VISIBLE_ATTRIBUTES: Final = _words(
     # texture, pattern, state
     "speckled striped stripy spotted dotted checkered checked plaid plain patterned textured "
     "smooth rough shiny matte glossy fuzzy furry fluffy hairy soft hard wet dry muddy dirty "
-    "clean snowy sandy grassy rocky dusty rusty sunny cloudy foggy rainy icy frozen solid hollow empty full "
+    "clean snowy sandy grassy rocky dusty rusty sunny cloudy foggy "
+    "rainy icy frozen solid hollow empty full "
     "open closed wavy bald bare barefoot shirtless naked "
     # shape and age
     "round square rectangular circular triangular oval flat curved straight pointed sharp old "
