@@ -116,15 +116,12 @@ def _run_stages(
     to_fetch = [p for p in parts if not is_done(run, "download", p.name, marks.download(p))]
     with source.serve() if to_fetch else nullcontext():
         engine.execute("images", _part_jobs(config, source, parts, marks))
-    sound = [part for part in parts if part.name not in engine.failures]
-    if not sound:
-        first = next(iter(engine.failures.values()))
-        raise RuntimeError(f"every part failed; the first error, in {first[0]}: {first[1]}")
+    sound = _sound(parts, engine)
     engine.execute("select", [_select_job(config, sound, marks)])
     _stop_if_failed(engine, ALL)
     engine.execute("captions", _score_jobs(config, sound, marks))
     _stop_if_failed(engine, ALL)
-    scored = [part for part in sound if part.name not in engine.failures]
+    scored = _sound(sound, engine)
     kept = select.kept_samples(run, [part.name for part in scored])
     shards = pack.plan_shards(kept, config.pack)
     _forget_missing(run, shards)
@@ -178,6 +175,14 @@ def _score_jobs(config: PipelineConfig, parts: list[Part], marks: Fingerprints) 
             "score", part.name, marks.score(part, parts), score.score,
             (part.name, config.score, config.pack.min_captions), after=(f"fit-{ALL}",),
         )  # fmt: skip
+
+
+def _sound(parts: list[Part], engine: Engine) -> list[Part]:
+    sound = [part for part in parts if part.name not in engine.failures]
+    if not sound:
+        stage, error = next(iter(engine.failures.values()))
+        raise RuntimeError(f"every part failed; the first error, in {stage}: {error}")
+    return sound
 
 
 def _stop_if_failed(engine: Engine, name: str) -> None:

@@ -69,7 +69,7 @@ def fit(task: Task, parts: list[str], config: ScoreConfig) -> StageReport:
     if config.alignment is not None:
         from threadpoolctl import threadpool_limits
 
-        from pipeline.scorers import alignment
+        from pipeline.scorers import alignment_fit
         from pipeline.scorers.alignment_statistics import AlignmentStatistics, accumulate
 
         def statistics(settings: Any) -> Iterator[AlignmentStatistics]:
@@ -82,7 +82,7 @@ def fit(task: Task, parts: list[str], config: ScoreConfig) -> StageReport:
 
         # One thread: sums in another order would be other sums, and so other shards.
         with threadpool_limits(limits=1):
-            model = alignment.fit(statistics(config.alignment), config.alignment)
+            model = alignment_fit.fit(statistics(config.alignment), config.alignment)
         directory = tables_of(task.run, task.stage)
         directory.remove(_MODEL)
         if model is not None:
@@ -178,6 +178,7 @@ def _language(texts: list[str], config: ScoreConfig) -> list[float | None]:
     return language_scores(
         [measure.language for measure in measures],
         [measure.language_score for measure in measures],
+        [measure.english_score for measure in measures],
         config.language.languages,
     )
 
