@@ -156,12 +156,12 @@ class Leaf(Settings):
     other: str | None = None
     number: float = 1.0
     pair: tuple[int, int] = (1, 2)
-    items: list[str] = []
+    items: list[str] = Field([])
 
 
 class Tree(Settings):
     leaf: Leaf = Field(Leaf(), description="a leaf")
-    leaves: list[Leaf] = []
+    leaves: list[Leaf] = Field([])
 
 
 @pytest.mark.parametrize(
