@@ -1,0 +1,152 @@
+"""A web server on loopback that serves images and fails in every way the web does."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.part import Part, cut
+from pipeline.settings import build
+from pipeline.stages.download import DownloadConfig, download
+from pipeline.stages.task import Task, tables_of
+from pipeline.storage import Directory
+
+
+def encode_image(kind: str = ".jpg", seed: int = 0, width: int = 40, height: int = 30) -> bytes:
+    """Return a small noisy image in the format that `kind`, an extension, names."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return bytes(cv2.imencode(kind, pixels)[1].tobytes())
+
+
+@pytest.fixture(scope="session")
+def image() -> Callable[..., bytes]:
+    return encode_image
+
+
+@dataclass
+class Web:
+    """Paths and what they answer: (status, headers, body), or a fault by its name."""
+
+    port: int
+    pages: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    release: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def add(self, path: str, body: bytes = b"", status: int = 200, **headers: str) -> str:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.pages[path] = (status, names, body)
+        return self.base + path
+
+
+class _Handler(BaseHTTPRequestHandler):
+    web: Web
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.web.requests.append((self.path, self.headers["User-Agent"]))
+        if self.path == "/slow":
+            self.web.release.wait(30)
+        elif self.path == "/reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+        elif self.path == "/garbage":
+            self.wfile.write(b"no http\r\n\r\n")
+        elif self.path != "/silent":
+            status, headers, body = self.web.pages.get(self.path, (404, {}, b"gone"))
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    handler = type("Handler", (_Handler,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    server.daemon_threads = True
+    handler.web = Web(server.server_port)  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield handler.web  # type: ignore[attr-defined]
+    handler.web.release.set()  # type: ignore[attr-defined]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@dataclass
+class Listed:
+    """A source of rows given as they are."""
+
+    listed: Sequence[dict[str, Any]]
+
+    def check(self) -> None:
+        pass
+
+    def fingerprint(self) -> str:
+        return repr(self.listed)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for row in self.listed:
+            yield {"captions": [], "split": "train", "row_error": None, **row}
+
+    def fetch_url(self, url: str) -> str:
+        return url
+
+    def serve(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass
+class Fetched:
+    """A run of one part, with what `download` is given and wrote."""
+
+    run: Directory
+    part: Part
+    source: Listed
+    task: Task
+
+    def download(self, **options: Any) -> Any:
+        options = {"timeout": 10, "retries": 0, "threads": 8, **options}
+        return download(self.task, self.part, self.source, build(DownloadConfig, options))
+
+    @property
+    def table(self) -> pa.Table:
+        return tables_of(self.run, "download").read_table("00000.parquet")
+
+    @property
+    def raw(self) -> Directory:
+        return self.run / "raw"
+
+
+@pytest.fixture
+def fetching(tmp_path: Path) -> Callable[..., Fetched]:
+    """Return a function that makes a run of one part of given rows."""
+
+    def make(rows: Sequence[dict[str, Any]]) -> Fetched:
+        run = Directory(tmp_path / "run")
+        source = Listed(rows)
+        (part,) = cut(run, source, 10_000)
+        return Fetched(run, part, source, Task(run, "download", "mark"))
+
+    return make

@@ -1,0 +1,69 @@
+"""Truncated images are found; whole ones, with whatever cameras append, are not accused."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.stages.integrity import CheckedResizer, is_truncated
+
+KINDS = [".jpg", ".png", ".webp"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_image_is_truncated_wherever_it_is_cut(
+    image: Callable[..., bytes], kind: str
+) -> None:
+    whole = image(kind)
+    assert not is_truncated(whole)
+    assert not is_truncated(whole + b"\x00" * 100_000)  # padding and previews are no fault
+    lengths = range(len(whole) // 4, len(whole) - 8, 13)
+    assert len(lengths) > 10
+    assert all(is_truncated(whole[:length]) for length in lengths)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_thumbnail_does_not_vouch_for_the_image(
+    image: Callable[..., bytes], progressive: bool
+) -> None:
+    """An embedded preview has an end marker of its own, before the image's first scan."""
+    thumbnail = image(".jpg", 1, 16, 16)
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(image(".png", 0, 64, 64)))
+    picture.save(buffer, "JPEG", progressive=progressive, exif=b"Exif\0\0" + thumbnail)
+    whole = buffer.getvalue()
+    assert thumbnail in whole
+    assert not is_truncated(whole)
+    assert is_truncated(whole[: len(whole) // 2])
+    assert is_truncated(whole[:-2])
+    cut_in_exif = whole[: whole.index(thumbnail) + len(thumbnail)]
+    assert is_truncated(cut_in_exif)
+
+
+def test_padding_before_a_marker_is_legal(image: Callable[..., bytes]) -> None:
+    whole = image(".jpg")
+    assert not is_truncated(whole[:2] + b"\xff" * 3 + whole[2:])
+
+
+@given(data=st.binary(max_size=64), start=st.sampled_from([b"", b"\xff\xd8\xff", b"RIFF"]))
+def test_any_bytes_get_an_answer(data: bytes, start: bytes) -> None:
+    assert isinstance(is_truncated(start + data), bool)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_resizer_refuses_what_img2dataset_would_fill_with_grey(
+    image: Callable[..., bytes], kind: str
+) -> None:
+    resize = CheckedResizer(image_size=16, resize_mode="keep_ratio", resize_only_if_bigger=True)
+    whole = image(kind)
+    *_, error = resize(io.BytesIO(whole[: len(whole) * 2 // 3]))
+    assert error == "truncated image"
+    data, width, height, original_width, original_height, error = resize(io.BytesIO(whole))
+    assert error is None
+    assert (height, original_width, original_height) == (16, 40, 30)
+    assert Image.open(io.BytesIO(data)).size == (width, height)
