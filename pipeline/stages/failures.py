@@ -47,10 +47,8 @@ _PATTERNS: Final = tuple(
         (r"timed out|timeout", "timeout"),
         (r"Name or service not known|getaddrinfo|name resolution|nodename nor servname", "dns"),
         (r"Errno 2\]|No such file", "missing_file"),
-        (
-            r"unknown url type|control characters|no host given|nonnumeric port|codec (can't|failed)",
-            "bad_url",
-        ),
+        (r"unknown url type|no host given|nonnumeric port", "bad_url"),
+        (r"control characters|codec (can't|failed)", "bad_url"),
         (r"Errno|SSL|refused|reset|Remote end closed|IncompleteRead|broken pipe", "connection"),
         (r"decod|image|reshape|empty|has no attribute 'shape'|cv2|OpenCV", "not_an_image"),
     )
