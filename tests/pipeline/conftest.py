@@ -16,12 +16,20 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from pipeline.part import Part, cut
 from pipeline.settings import build
 from pipeline.stages.download import DownloadConfig, download
 from pipeline.stages.task import Task, tables_of
 from pipeline.storage import Directory
+
+# A loaded machine is no failure.
+hypothesis_settings.register_profile(
+    "unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("unhurried")
 
 
 def encode_image(kind: str = ".jpg", seed: int = 0, width: int = 40, height: int = 30) -> bytes:
