@@ -73,7 +73,7 @@ class TrainSection(Settings):
         "auto", description="auto: CUDA where there is one"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on GPUs that have it, else fp32"
+        "auto", description="auto: bf16 autocast where the GPU or CPU computes in bf16, else fp32"
     )
     compile: bool = Field(False, description="torch.compile the model; pays off on GPUs")
     seed: int = Field(0, ge=0, description="seeds initial weights, masks and every random layer")

@@ -7,6 +7,7 @@ step they were taken at.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -139,8 +140,9 @@ class _WeightsAndBiases:
                 "set train.wandb_project=null"
             ) from error
         # One id per run directory, so that a resumed run continues the same curves.
+        identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
         self._run = wandb.init(
-            project=project, name=run.name, id=run.name, resume="allow", dir=str(run), config=config
+            project=project, name=str(run), id=identity, resume="allow", dir=run, config=config
         )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -58,7 +58,8 @@ def train(run: Run) -> Ending:
             stop_now = signals.requested and run.world.size == 1
             if not (last or monitored or by_steps or stop_now or run.step % config.log_every == 0):
                 continue
-            window.flush(run, monitored or last)
+            loss = window.flush(run, monitored or last)
+            progress.advance(0, note=f"loss {loss:.4g}")
             minutes = (time.monotonic() - saved) / 60
             stopping, late, save = distributed.any_rank(
                 [
@@ -71,6 +72,7 @@ def train(run: Run) -> Ending:
             if save or stopping or late:
                 run.save()
                 saved = time.monotonic()
+                window.reset()
             if not last and (stopping or late):
                 ending = Ending.INTERRUPTED if stopping else Ending.OUT_OF_TIME
                 break
@@ -115,6 +117,11 @@ class Window:
     waited: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
+    def reset(self) -> None:
+        """Begin the next window now; time spent on monitors and checkpoints belongs to none."""
+        self.steps, self.rows = [], []
+        self.images, self.waited, self.started = 0, 0.0, time.monotonic()
+
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches, adding up the time spent waiting for them [s]."""
         while True:
@@ -132,8 +139,11 @@ class Window:
         self.rows.append(batch.rows.tolist())
         self.images += run.config.train.global_batch
 
-    def flush(self, run: Run, monitored: bool) -> None:
-        """Fetch, check and log the steps of the window, and measure the monitors if asked."""
+    def flush(self, run: Run, monitored: bool) -> float:
+        """Fetch, check and log the steps of the window, and measure the monitors if asked.
+
+        Returns the last step's loss. Raises `DivergedError` if a value is not finite.
+        """
         local = torch.stack([values for _, values in self.steps])
         finite = local.isfinite().all(dim=1).tolist()
         means = distributed.mean(local, run.world).tolist()
@@ -160,7 +170,8 @@ class Window:
         if monitored and run.config.train.monitor_every:
             records[-1] |= run.measure()
         run.record(records)
-        self.__init__()  # type: ignore[misc]
+        self.reset()
+        return float(means[-1][self.keys.index("loss")])
 
     def _diverged(self, run: Run, finite: list[bool], local: list[list[float]]) -> None:
         bad = finite.index(False) if False in finite else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -113,11 +113,15 @@ class Watch:
     """Follows the monitor readings of a run and says once when one goes wrong.
 
     A run that resumes replays its log, so alarms and first readings survive a restart. Text alarms
-    wait for `warmup_steps`: before, nothing has been learned from text yet.
+    wait for `warmup_steps`: before, nothing has been learned from text yet. Readings named in
+    `ignored` raise no alarm.
     """
 
-    def __init__(self, warmup_steps: int, history: Sequence[Record] = ()) -> None:
+    def __init__(
+        self, warmup_steps: int, history: Sequence[Record] = (), ignored: Collection[str] = ()
+    ) -> None:
         self._warmup_steps = warmup_steps
+        self._alarms = [alarm for alarm in ALARMS if alarm.key not in ignored]
         self._first: dict[str, float] = {}
         self._low: dict[str, int] = {}
         self._raised: set[str] = set()
@@ -128,7 +132,7 @@ class Watch:
         """Take in the record of a step and return what must be said about it."""
         if not any(key.startswith("monitor/") for key in record):
             return []
-        return [line for alarm in ALARMS if (line := self._check(alarm, record))]
+        return [line for alarm in self._alarms if (line := self._check(alarm, record))]
 
     def _check(self, alarm: Alarm, record: Record) -> str | None:
         value, step = record.get(alarm.key), record["step"]

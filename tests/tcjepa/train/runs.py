@@ -35,8 +35,8 @@ def write_config(folder: Path, **train: Any) -> Path:
         "masks": {"min_context": 2},
         "train": {
             "global_batch": 8, "steps": 12, "warmup_steps": 2, "lr": 1e-3, "device": "cpu",
-            "threads": 1, "log_every": 2, "monitor_every": 0, "monitor_images": 16,
-            "evaluate_after": False, **train,
+            "precision": "fp32", "threads": 1, "log_every": 2, "monitor_every": 0,
+            "monitor_images": 16, "evaluate_after": False, **train,
         },
         "evaluate": {"image_size": 32},
     }  # fmt: skip
