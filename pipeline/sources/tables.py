@@ -123,7 +123,7 @@ def _read_delimited(path: str, delimiter: str, columns: Sequence[str]) -> Iterat
     with _open_text(path) as file:
         lines = _Lines(file)
         reader = _reader(lines, delimiter)
-        header = next(reader, [])
+        header: list[str] = next(reader, [])
         places = [(name, header.index(name)) for name in columns]
         while True:
             lines.record.clear()

@@ -65,7 +65,7 @@ def select(task: Task, parts: list[str], config: FilterConfig) -> StageReport:
     pools = _pool(task.run, spans, verdicts)
     if config.on_bad_caption == "drop_image":
         for place in np.flatnonzero(verdicts.reason == None):  # noqa: E711 (elementwise)
-            if not _pooled(place, verdicts, pools):
+            if not _pooled(int(place), verdicts, pools):
                 verdicts.reason[place] = "no_good_caption"
     kept = []
     for part, start, end in spans:
