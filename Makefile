@@ -27,11 +27,10 @@ shards: setup
 pretrain: setup
 	@test -f $(RUN)/shards/manifest.json || $(MAKE) --no-print-directory shards
 	$(BIN)/python -m tcjepa pretrain $(TRAIN) run=$(RUN)/pretrain data.shards=$(RUN)/shards $(ARGS)
-	$(BIN)/python -m tcjepa evaluate $(RUN)/pretrain
 
 ablation: setup
 	@test -f $(RUN)/shards/manifest.json || $(MAKE) --no-print-directory shards
-	$(BIN)/python -m tcjepa ablate $(STUDY) run=$(RUN)/ablation $(ARGS)
+	$(BIN)/python -m tcjepa ablate $(STUDY) run=$(RUN)/ablation shards=$(RUN)/shards $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=85

@@ -28,12 +28,12 @@ def count_rows(run: Directory, parts: list[Part], sound: list[Part]) -> Funnel:
             failed["part_failed"] += part.rows
             continue
         outcome = tables_of(run, "download").read_table(f"{part.name}.parquet", ["reason"])
-        reasons = Counter(outcome["reason"].to_pylist())
-        fetched += reasons.pop(None, 0)
-        failed.update(reasons)
+        reasons = outcome["reason"].to_pylist()
+        fetched += reasons.count(None)
+        failed.update(reason for reason in reasons if reason)
         verdicts = final_reasons(run, part.name)
-        kept += verdicts.pop(None, 0)
-        dropped.update(verdicts)
+        kept += verdicts.count(None)
+        dropped.update(reason for reason in verdicts if reason)
         for row in caption_reasons(run, part.name):
             alt_texts += len(row)
             captions.update(reason or "kept" for reason in row)
@@ -52,13 +52,13 @@ def count_rows(run: Directory, parts: list[Part], sound: list[Part]) -> Funnel:
     }
 
 
-def final_reasons(run: Directory, part: str) -> Counter[str | None]:
-    """Return how many of a part's fetched rows were dropped for each reason; None counts kept."""
+def final_reasons(run: Directory, part: str) -> list[str | None]:
+    """Return why each of a part's fetched rows was dropped; None for kept ones."""
     selected = tables_of(run, "select").read_table(f"{part}.parquet", ["row", "reason"])
     reasons = dict(zip(selected["row"].to_pylist(), selected["reason"].to_pylist(), strict=True))
     scored = tables_of(run, "score").read_table(f"{part}.parquet", ["row", "reason"])
     reasons.update(zip(scored["row"].to_pylist(), scored["reason"].to_pylist(), strict=True))
-    return Counter(reasons.values())
+    return list(reasons.values())
 
 
 def caption_reasons(run: Directory, part: str) -> list[list[str | None]]:

@@ -102,7 +102,10 @@ def build_shards(config: PipelineConfig) -> RunResult:
     with _locked(run):
         _sweep(run)
         run.write_text(CONFIG, to_yaml(config))
-        parts = cut(run, source, config.part_rows)
+        try:
+            parts = cut(run, source, config.part_rows)
+        except (OSError, EOFError) as error:
+            raise ConfigError(f"source: it could not be read to its end: {error}") from error
         if not parts:
             raise ConfigError("source: it has no rows")
         with Engine(run, config.cluster) as engine:

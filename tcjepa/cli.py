@@ -1,4 +1,4 @@
-"""The command line: `python -m tcjepa {pretrain,evaluate,inspect}`.
+"""The command line: `python -m tcjepa {pretrain,evaluate,ablate,inspect}`.
 
 Each command is one row of `COMMANDS`: how it reads its arguments and what it does with them. Heavy
 modules are imported by the command that needs them, so `--help` answers at once.
@@ -7,6 +7,7 @@ modules are imported by the command that needs them, so `--help` answers at once
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -201,6 +202,37 @@ def _inspect(parsed: argparse.Namespace) -> int:
     return DONE
 
 
+def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", help="YAML of the study: a path, or a name in ablate/studies")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="study overrides")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs it consists of")
+    parser.add_argument("--report", action="store_true", help="only write the report anew")
+
+
+def _ablate(parsed: argparse.Namespace) -> int:
+    from tcjepa.ablate.report import write_report
+    from tcjepa.ablate.results import outcomes
+    from tcjepa.ablate.runner import run_trials
+    from tcjepa.ablate.study import StudyConfig, training_config, trials_of
+
+    packaged = Path(__file__).parent / "ablate" / "studies" / f"{parsed.study}.yaml"
+    path = packaged if not Path(parsed.study).exists() and packaged.exists() else parsed.study
+    study = load(StudyConfig, path, parsed.overrides)
+    base = config_path(study.base)
+    if parsed.dry_run:
+        for trial in trials_of(study):
+            training_config(study, trial, base)
+            print(f"{trial.folder}: {' '.join(trial.overrides)}")
+        return DONE
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    failed = [] if parsed.report else run_trials(study, base, say)
+    found = outcomes(study)
+    if not found:
+        raise ConfigError(f"run: no trial in {study.run} is finished, so there is no report")
+    print(write_report(study, found))
+    return FAILED if failed else DONE
+
+
 COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         "train on shards; rerun to resume", _pretrain_arguments, _pretrain, lists_keys=True
@@ -208,5 +240,6 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "probe a trained encoder and an untrained one", _evaluate_arguments, _evaluate, True
     ),
+    "ablate": Command("run a study; rerun to resume", _ablate_arguments, _ablate),
     "inspect": Command("what a shard directory holds", _inspect_arguments, _inspect),
 }

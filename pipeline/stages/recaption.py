@@ -105,12 +105,12 @@ def _requests(task: Task, part: str, filters: FilterConfig) -> list[CaptionReque
 def _join(names: Sequence[str], answers: Sequence[CaptionResult], limit: int) -> dict[str, object]:
     """Return an image's captions, captioners taking turns so that none crowds the others out."""
     longest = max((len(answer.captions) for answer in answers), default=0)
-    captions = [
-        {"text": answer.captions[turn][0], "source": f"{name}:{answer.captions[turn][1]}"}
-        for turn in range(longest)
-        for name, answer in zip(names, answers, strict=True)
-        if turn < len(answer.captions)
-    ]
-    distinct = list({caption["text"]: caption for caption in reversed(captions)}.values())[::-1]
+    sources: dict[str, str] = {}
+    for turn in range(longest):
+        for name, answer in zip(names, answers, strict=True):
+            if turn < len(answer.captions):
+                text, prompt = answer.captions[turn]
+                sources.setdefault(text, f"{name}:{prompt}")
+    captions = [{"text": text, "source": source} for text, source in sources.items()]
     errors = [answer.error for answer in answers if answer.error]
-    return {"captions": distinct[:limit], "error": "; ".join(errors) if errors else None}
+    return {"captions": captions[:limit], "error": "; ".join(errors) if errors else None}

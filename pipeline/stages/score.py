@@ -142,8 +142,10 @@ def _written_captions(run: Directory, part: str) -> dict[str, list[dict[str, str
 
 def _join(alt_texts: list[str], written: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return the distinct captions of an image, alt texts first."""
-    captions = [{"text": text, "source": ALT_TEXT} for text in alt_texts] + written
-    return list({caption["text"]: caption for caption in reversed(captions)}.values())[::-1]
+    distinct: dict[str, dict[str, str]] = {}
+    for caption in [{"text": text, "source": ALT_TEXT} for text in alt_texts] + written:
+        distinct.setdefault(caption["text"], caption)
+    return list(distinct.values())
 
 
 def _image_features(run: Directory, part: str, rows: pa.ChunkedArray) -> pa.Array:

@@ -10,6 +10,7 @@ from typing import Any
 from tcjepa.ablate.results import Outcome
 from tcjepa.ablate.statistics import mean
 from tcjepa.ablate.study import StudyConfig
+from tcjepa.evaluation import UNTRAINED
 
 # Okabe and Ito's palette, told apart by readers with colour-vision deficiencies.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -73,7 +74,7 @@ def _draw(panel: Any, study: StudyConfig, found: Sequence[Outcome], name: str) -
         panel.axhline(mean(values).value, color=colours[label], ls="--", label=label, lw=1.5)
     if random:
         level = mean(list(random.values())).value
-        panel.axhline(level, color=_GREY, ls=":", label="random weights", lw=1.5)
+        panel.axhline(level, color=_GREY, ls=":", label=UNTRAINED, lw=1.5)
     panel.set_title(name, fontsize=10)
     panel.set_xlabel(study.x, fontsize=9)
     panel.spines[["top", "right"]].set_visible(False)

@@ -10,9 +10,9 @@ from tcjepa.ablate.plots import plot_curves
 from tcjepa.ablate.results import Outcome, write_outcomes
 from tcjepa.ablate.statistics import Estimate, mean, slope
 from tcjepa.ablate.study import StudyConfig, arms_of, trials_of
+from tcjepa.evaluation import UNTRAINED
 
 REPORT, RESULTS, PLOT = "report.md", "results.jsonl", "curves.png"
-_RANDOM = "random weights"
 
 
 def write_report(study: StudyConfig, found: Sequence[Outcome]) -> str:
@@ -57,7 +57,7 @@ def by_arm(found: Sequence[Outcome], name: str) -> dict[str, list[float]]:
         if name in outcome.random:
             twins[outcome.trial.seed] = outcome.random[name]
     if twins:
-        values[_RANDOM] = list(twins.values())
+        values[UNTRAINED] = list(twins.values())
     return dict(values)
 
 
@@ -76,7 +76,7 @@ def _summary(study: StudyConfig, found: Sequence[Outcome]) -> list[str]:
 
 def _table(study: StudyConfig, found: Sequence[Outcome], names: Sequence[str]) -> list[str]:
     columns = {name: by_arm(found, name) for name in names}
-    arms = [_RANDOM, *(arm.name for arm in arms_of(study))]
+    arms = [UNTRAINED, *(arm.name for arm in arms_of(study))]
     lines = [
         "| arm | seeds | " + " | ".join(names) + " |",
         "|---|---|" + "---|" * len(names),

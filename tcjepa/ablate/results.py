@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tcjepa.ablate.study import StudyConfig, Trial, trials_of
 from tcjepa.evaluate.report import EvaluationResult, measures
-from tcjepa.evaluate.runs import RANDOM, read_evaluation
+from tcjepa.evaluation import TRAINED, UNTRAINED
 from tcjepa.train.run import EVALUATION_FILE
 
 
@@ -25,10 +25,13 @@ def outcomes(study: StudyConfig) -> list[Outcome]:
     """Return the outcomes of the trials that are finished, in trial order."""
     found = []
     for trial in trials_of(study):
-        if (Path(trial.folder) / EVALUATION_FILE).exists():
-            rows = read_evaluation(Path(trial.folder) / EVALUATION_FILE)
-            trained = next(result for name, result in rows.items() if name != RANDOM)
-            found.append(Outcome(trial, _values(trained), _values(rows[RANDOM])))
+        path = Path(trial.folder) / EVALUATION_FILE
+        if path.exists():
+            rows = json.loads(path.read_text())
+            trained, untrained = (
+                EvaluationResult.from_json(json.dumps(rows[name])) for name in (TRAINED, UNTRAINED)
+            )
+            found.append(Outcome(trial, _values(trained), _values(untrained)))
     return found
 
 
