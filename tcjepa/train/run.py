@@ -40,6 +40,7 @@ WRITTEN = (
     TENSORBOARD_FOLDER,
     LEDGER_FILE,
     EVALUATION_FILE,
+    "wandb",
 )
 
 Say = Callable[[str], None]
