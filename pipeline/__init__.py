@@ -2,5 +2,5 @@
 
 import os
 
-# albumentations, which img2dataset imports, asks the network for a newer version unless told not to.
+# albumentations, which img2dataset imports, looks for a newer version online unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")

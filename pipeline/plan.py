@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.config import PipelineConfig
 from pipeline.part import listed
 from pipeline.sources.build import build_source
+from pipeline.stages import recaption
 from pipeline.stages.task import TABLES, is_done
 from pipeline.storage import Directory
 
@@ -17,6 +18,7 @@ def describe_plan(config: PipelineConfig) -> str:
     from pipeline.run import Fingerprints
 
     build_source(config.source).check()
+    recaption.check(config.recaption)
     run = Directory(config.run)
     parts = listed(run)
     lines = [f"run directory: {config.run}"]

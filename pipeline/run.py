@@ -99,6 +99,7 @@ def build_shards(config: PipelineConfig) -> RunResult:
     run = Directory(config.run)
     source = build_source(config.source)
     source.check()
+    recaption.check(config.recaption)
     with _locked(run):
         _sweep(run)
         run.write_text(CONFIG, to_yaml(config))

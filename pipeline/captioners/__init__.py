@@ -1,0 +1,1 @@
+"""Captioners: image in, captions out."""

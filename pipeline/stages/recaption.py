@@ -55,6 +55,15 @@ def build_captioner(config: AnnotationsConfig | TransformersConfig) -> Captioner
     return TransformersCaptioner(config)
 
 
+def check(config: RecaptionConfig) -> None:
+    """Raise `ConfigError` if a captioner cannot run: a missing package or model folder."""
+    for captioner in config.captioners:
+        if isinstance(captioner, TransformersConfig):
+            from pipeline.captioners import transformers
+
+            transformers.check(captioner)
+
+
 @functools.lru_cache(maxsize=4)
 def _held(kind: type[Settings], settings: str) -> Captioner:
     """Return a captioner that stays in its worker process: a model is loaded once."""

@@ -1,0 +1,167 @@
+"""Studies: which runs they consist of, a real one killed and resumed, and its report."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.settings import ConfigError, build
+from tcjepa.ablate.report import write_report
+from tcjepa.ablate.results import Outcome, outcomes
+from tcjepa.ablate.runner import run_trials
+from tcjepa.ablate.study import StudyConfig, arms_of, trials_of
+from tests.tcjepa.shards import caption, write_shards
+
+TINY = {
+    "run": "unused",
+    "data": {"shards": "unused", "image_size": 16, "captions_per_image": 2, "workers": 0},
+    "text": {"encoder": "hashed", "max_words": 8, "width": 16},
+    "model": {
+        "encoder": "vit_base_patch16_gap_224",
+        "encoder_kwargs": {
+            "img_size": 16, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2,
+        },
+        "predictor_width": 16,
+        "predictor_depth": 1,
+    },
+    "train": {
+        "global_batch": 8, "steps": 6, "device": "cpu", "threads": 1,
+        "checkpoint_every_steps": 2, "monitor_every": 0,
+    },
+    "evaluate": {
+        "image_size": 16, "labels": ["shape"], "tasks": ["linear", "knn", "spectrum"], "seeds": 1,
+        "linear": {"epochs": 2, "learning_rates": [0.01], "weight_decays": [0.0]},
+        "knn": {"k": 3},
+    },
+}  # fmt: skip
+
+
+def study(folder: Path, **changes: object) -> StudyConfig:
+    data: dict[str, object] = {
+        "run": str(folder / "study"),
+        "base": str(folder / "base.yaml"),
+        "shards": str(folder / "shards"),
+        "x": "data.noise.rate",
+        "set": ["data.noise.kind=derangement"],
+        "axes": {"data.noise.rate": [0.0, 1.0]},
+        "references": {"I-JEPA": ["model.text=null", "data.noise.kind=none"]},
+        "seeds": [0],
+        **changes,
+    }
+    return build(StudyConfig, data)
+
+
+def test_arms_are_every_combination_and_the_references(tmp_path: Path) -> None:
+    made = study(tmp_path, axes={"data.noise.rate": [0.0, 0.5], "data.captions_per_image": [1, 2]})
+    names = [arm.name for arm in arms_of(made)]
+    assert names == [
+        "I-JEPA",
+        "rate 0.0, captions_per_image 1",
+        "rate 0.0, captions_per_image 2",
+        "rate 0.5, captions_per_image 1",
+        "rate 0.5, captions_per_image 2",
+    ]
+
+
+def test_trials_have_their_own_folders_and_go_seed_by_seed(tmp_path: Path) -> None:
+    trials = trials_of(study(tmp_path, seeds=[3, 4]))
+    assert len({trial.folder for trial in trials}) == len(trials) == 6
+    assert [trial.seed for trial in trials] == [3, 3, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": "data.noise.kind"}, "is no axis"),
+        ({"seeds": [1, 1]}, "listed twice"),
+        ({"axes": {"data.noise.rate": []}}, "has no values"),
+    ],
+)
+def test_impossible_studies_are_refused(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study(tmp_path, **change)
+
+
+def test_wrong_key_names_the_arm_before_any_trial_runs(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(TINY))
+    made = study(tmp_path, references={"broken": ["model.txet=null"]})
+    with pytest.raises(ConfigError, match=r"arm 'broken'(.|\n)*did you mean model.text"):
+        run_trials(made, tmp_path / "base.yaml", print)
+    assert not (tmp_path / "study").exists()
+
+
+def command(folder: Path) -> list[str]:
+    return [sys.executable, "-m", "tcjepa", "ablate", str(folder / "study.yaml")]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    """A folder with tiny labelled shards, a base config and a study of three runs."""
+    write_shards(
+        tmp_path / "shards",
+        36,
+        captions=lambda i: [caption(f"a {'round' if i % 2 else 'square'} thing {i}")],
+        split=lambda i: "train" if i < 24 else "test",
+        meta=lambda i: {"shape": "circle" if i % 2 else "square"},
+    )
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(TINY))
+    config = study(tmp_path).model_dump(mode="json")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_killed_study_goes_on_and_reports(world: Path) -> None:
+    process = subprocess.Popen(command(world), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    first = world / "study" / "trials" / "i-jepa" / "seed-0" / "evaluation.json"
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert first.exists(), stderr.decode()
+    written = first.stat().st_mtime_ns
+
+    done = subprocess.run(command(world), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert first.stat().st_mtime_ns == written  # a finished trial is not run again
+    lines = (world / "study" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["arm"] for line in lines] == ["I-JEPA", "rate 0.0", "rate 1.0"]
+    report = (world / "study" / "report.md").read_text()
+    for arm in ("random weights", "I-JEPA", "rate 0.0", "rate 1.0"):
+        assert f"| {arm} | 1 |" in report
+    assert Image.open(world / "study" / "curves.png").width > 300
+
+    # The same folder with another config is refused, not mixed.
+    other = subprocess.run(
+        [*command(world), "set=[data.noise.kind=drop_words]"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert other.returncode == 2
+    assert "trial of another config" in other.stderr
+
+
+def outcome(made: StudyConfig, arm: int, seed: int, value: float) -> Outcome:
+    trial = next(t for t in trials_of(made) if t.seed == seed and t.arm == arms_of(made)[arm])
+    return Outcome(trial, {"linear shape": value, "text gain": 0.5}, {"linear shape": 12.0})
+
+
+def test_report_says_what_is_missing_and_what_the_slope_is(tmp_path: Path) -> None:
+    made = study(tmp_path, seeds=[0, 1])
+    (tmp_path / "study").mkdir()
+    found = [outcome(made, 1, 0, 40), outcome(made, 1, 1, 42), outcome(made, 2, 0, 30)]
+    text = write_report(made, found)
+    assert "3 of 6 runs finished" in text
+    assert "3 runs are missing" in text
+    assert "| rate 0.0 | 2 | 41.0 ± 12.7 | 0.5000 ± 0.0000 |" in text
+    assert "| I-JEPA | 0 | — | — |" in text
+    assert "linear shape: -11 per unit" in text
+    assert outcomes(made) == []
