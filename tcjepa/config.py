@@ -73,6 +73,16 @@ class TrainConfig(Settings):
         EvaluationSection(), description="probes of frozen features"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _cache_in_run(cls, values: Any) -> Any:
+        """Keep cached shards and index maps in the run directory unless told where."""
+        if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+            return values
+        if values["data"].get("cache_dir") is not None or "run" not in values:
+            return values
+        return {**values, "data": {**values["data"], "cache_dir": f"{values['run']}/cache"}}
+
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         from tcjepa.model.encoder import encoder_shape

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tcjepa.ablate.plots import plot_curves
-from tcjepa.ablate.results import Outcome, write_outcomes
+from tcjepa.ablate.results import TRAINING, Outcome, write_outcomes
 from tcjepa.ablate.statistics import Estimate, mean, slope
 from tcjepa.ablate.study import StudyConfig, arms_of, trials_of
 from tcjepa.evaluation import UNTRAINED
@@ -28,6 +28,10 @@ def write_report(study: StudyConfig, found: Sequence[Outcome]) -> str:
             *_summary(study, found),
             "",
             *_table(study, found, names),
+            "",
+            "End of training, mean over seeds:",
+            "",
+            *_training_table(study, found),
             "",
             *_slopes(study, found, names),
             "",
@@ -85,6 +89,19 @@ def _table(study: StudyConfig, found: Sequence[Outcome], names: Sequence[str]) -
         cells = [_cell(columns[name].get(arm)) for name in names]
         seeds = max((len(columns[name].get(arm, [])) for name in names), default=0)
         lines.append(f"| {arm} | {seeds} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _training_table(study: StudyConfig, found: Sequence[Outcome]) -> list[str]:
+    names = [n for n in TRAINING.values() if any(n in outcome.training for outcome in found)]
+    lines = ["| arm | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for arm in arms_of(study):
+        own = [outcome.training for outcome in found if outcome.trial.arm.name == arm.name]
+        cells = []
+        for name in names:
+            values = [readings[name] for readings in own if name in readings]
+            cells.append(f"{mean(values).value:.4f}" if values else "—")
+        lines.append(f"| {arm.name} | " + " | ".join(cells) + " |")
     return lines
 
 

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from tcjepa.ablate.study import StudyConfig, Trial, trials_of
 from tcjepa.evaluate.report import EvaluationResult, measures
 from tcjepa.evaluation import TRAINED, UNTRAINED
+from tcjepa.train.log import read
 from tcjepa.train.run import EVALUATION_FILE
+
+#: Keys of the training log -> their names in a report: how the text path ended.
+TRAINING: Final = {
+    "predict": "prediction loss",
+    "monitor/text_gain": "text gain (training images)",
+    "sparse": "sparsity loss",
+    "positive_share": "positive similarities",
+    "attention_entropy": "attention entropy",
+    "wordless_patches": "patches without a positive word",
+}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished trial: measure name -> value, of the trained encoder and of its random twin."""
+    """A finished trial: measure name -> value, of the trained encoder and of its random twin.
+
+    `training` holds the last readings of the training log that `TRAINING` names.
+    """
 
     trial: Trial
     values: dict[str, float]
     random: dict[str, float]
+    training: dict[str, float] = field(default_factory=dict)
 
 
 def outcomes(study: StudyConfig) -> list[Outcome]:
@@ -31,8 +47,19 @@ def outcomes(study: StudyConfig) -> list[Outcome]:
             trained, untrained = (
                 EvaluationResult.from_json(json.dumps(rows[name])) for name in (TRAINED, UNTRAINED)
             )
-            found.append(Outcome(trial, _values(trained), _values(untrained)))
+            training = _last_readings(Path(trial.folder))
+            found.append(Outcome(trial, _values(trained), _values(untrained), training))
     return found
+
+
+def _last_readings(folder: Path) -> dict[str, float]:
+    readings: dict[str, float] = {}
+    for record in read(folder):
+        for key, name in TRAINING.items():
+            value = record.get(key)
+            if value is not None:
+                readings[name] = float(value)
+    return readings
 
 
 def _values(result: EvaluationResult) -> dict[str, float]:
@@ -54,6 +81,7 @@ def write_outcomes(path: Path, found: list[Outcome]) -> None:
                 "seed": outcome.trial.seed,
                 "values": outcome.values,
                 "random": outcome.random,
+                "training": outcome.training,
             }
         )
         for outcome in found

@@ -89,7 +89,7 @@ def trials_of(study: StudyConfig) -> list[Trial]:
         for arm in arms_of(study):
             folder = str(Path(study.run) / "trials" / _slug(arm.name) / f"seed-{seed}")
             overrides = (*study.set, *arm.overrides, f"train.seed={seed}", f"run={folder}")
-            overrides += ("train.evaluate_after=true",)
+            overrides += ("train.evaluate_after=true", f"data.cache_dir={study.run}/cache")
             if study.shards is not None:
                 overrides += (f"data.shards={study.shards}",)
             trials.append(Trial(arm, seed, folder, overrides))

@@ -59,7 +59,7 @@ class DataConfig(Settings):
     cache_dir: str | None = Field(
         None,
         description="local folder for remote shards and the mapped index, shared by the "
-        "processes of a node; null: a private folder under the system's temporary one",
+        "processes of a node; null: `cache` in the run directory",
     )
     cache_bytes: Positive = Field(
         64 * 2**30, description="remote shards kept on disk, least recently used go first [bytes]"
