@@ -1,4 +1,4 @@
-"""The command line: `python -m tcjepa {pretrain,evaluate,ablate,inspect}`.
+"""The command line: `python -m tcjepa {pretrain,evaluate,ablate,bench,inspect}`.
 
 Each command is one row of `COMMANDS`: how it reads its arguments and what it does with them. Heavy
 modules are imported by the command that needs them, so `--help` answers at once.
@@ -233,6 +233,18 @@ def _ablate(parsed: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from tcjepa.bench.run import run_benches
+
+    run_benches(parsed.quick, parsed.json)
+    return DONE
+
+
 COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         "train on shards; rerun to resume", _pretrain_arguments, _pretrain, lists_keys=True
@@ -241,5 +253,6 @@ COMMANDS: dict[str, Command] = {
         "probe a trained encoder and an untrained one", _evaluate_arguments, _evaluate, True
     ),
     "ablate": Command("run a study; rerun to resume", _ablate_arguments, _ablate),
+    "bench": Command("speed, as ratios between things measured in turns", _bench_arguments, _bench),
     "inspect": Command("what a shard directory holds", _inspect_arguments, _inspect),
 }

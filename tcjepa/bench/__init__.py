@@ -1,0 +1,1 @@
+"""`python -m tcjepa bench`: speed as ratios between things measured in turns."""
