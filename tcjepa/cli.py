@@ -146,9 +146,9 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _pretrain(parsed: argparse.Namespace) -> int:
-    from tcjepa.config import TrainConfig
+    from tcjepa.config import TrainConfig, cached_in_run
 
-    config = load(TrainConfig, config_path(parsed.config), parsed.overrides)
+    config = cached_in_run(load(TrainConfig, config_path(parsed.config), parsed.overrides))
     if parsed.dry_run:
         from tcjepa.train.plan import describe_plan
 
@@ -168,14 +168,15 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    from tcjepa.config import TrainConfig, differences
+    from tcjepa.config import TrainConfig, cached_in_run, differences
     from tcjepa.train import checkpoint
     from tcjepa.train.pretrain import evaluate_found
 
     target = Path(parsed.target)
     found = checkpoint.resolve(target, say)
     run = target if target.is_dir() else target.resolve().parent.parent
-    config = reload(TrainConfig, found.config, parsed.config, [*parsed.overrides, f"run={run}"])
+    overrides = [*parsed.overrides, f"run={run}"]
+    config = cached_in_run(reload(TrainConfig, found.config, parsed.config, overrides))
     changed = differences(found.config, config.model_dump(mode="json"))
     if changed:
         raise ConfigError(

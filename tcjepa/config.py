@@ -73,16 +73,6 @@ class TrainConfig(Settings):
         EvaluationSection(), description="probes of frozen features"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _cache_in_run(cls, values: Any) -> Any:
-        """Keep cached shards and index maps in the run directory unless told where."""
-        if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
-            return values
-        if values["data"].get("cache_dir") is not None or "run" not in values:
-            return values
-        return {**values, "data": {**values["data"], "cache_dir": f"{values['run']}/cache"}}
-
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         from tcjepa.model.encoder import encoder_shape
@@ -116,6 +106,14 @@ class TrainConfig(Settings):
                 "more, or set model.text=null for I-JEPA"
             )
         return self
+
+
+def cached_in_run(config: TrainConfig) -> TrainConfig:
+    """Return the config with shards and index maps cached in its run directory unless told where."""
+    if config.data.cache_dir is not None:
+        return config
+    data = config.data.model_copy(update={"cache_dir": f"{config.run}/cache"})
+    return config.model_copy(update={"data": data})
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
