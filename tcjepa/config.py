@@ -109,7 +109,7 @@ class TrainConfig(Settings):
 
 
 def cached_in_run(config: TrainConfig) -> TrainConfig:
-    """Return the config with shards and index maps cached in its run directory unless told where."""
+    """Return the config with caches of shards and index maps in its run, unless told where."""
     if config.data.cache_dir is not None:
         return config
     data = config.data.model_copy(update={"cache_dir": f"{config.run}/cache"})
