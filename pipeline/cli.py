@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline {shards,status}`."""
+"""The command line: `python -m pipeline {shards,status,bench}`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.settings import ConfigError, describe, load, to_yaml
@@ -62,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="how far a run is, and where its rows went")
     status.add_argument("run", help="run directory")
     status.set_defaults(command=_status)
+    bench = commands.add_parser("bench", help="speed, as ratios between things measured in turns")
+    bench.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+    bench.set_defaults(command=_bench)
     return parser
 
 
@@ -96,4 +101,11 @@ def _status(parsed: argparse.Namespace) -> int:
     from pipeline.status import describe_run
 
     print(describe_run(parsed.run))
+    return DONE
+
+
+def _bench(parsed: argparse.Namespace) -> int:
+    from pipeline.bench.run import run_benches
+
+    run_benches(parsed.quick, parsed.json)
     return DONE
