@@ -1,0 +1,1 @@
+"""`python -m pipeline bench`: speed as ratios between things measured in turns."""

@@ -1,0 +1,253 @@
+"""The download stage and the whole pipeline against img2dataset alone, from one local server.
+
+The server renders every image it sends and runs on the same cores, so the first row, plain requests
+whose answers are thrown away, says how much of the time is the server's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import itertools
+import json
+import multiprocessing
+import socket
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.bench.timing import Bench, Case, measure
+from pipeline.cluster import ClusterConfig, connect
+from pipeline.config import PipelineConfig
+from pipeline.engine import Engine, Job
+from pipeline.part import Part, cut
+from pipeline.run import build_shards
+from pipeline.settings import build
+from pipeline.sources.build import build_source
+from pipeline.sources.row import Source
+from pipeline.sources.scenes.config import ScenesConfig, UrlFaultShares
+from pipeline.sources.scenes.rows import HOST, SCHEMA, rows
+from pipeline.sources.scenes.server import SceneServer
+from pipeline.stages import download
+from pipeline.stages.download import DownloadConfig
+from pipeline.stages.task import tables_of
+from pipeline.storage import Directory
+
+_ALONE = "img2dataset alone"
+_PARTS_PER_PROCESS = 2
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cases share: the URLs, how they are fetched, where files go, the Dask cluster."""
+
+    urls: list[str]
+    config: PipelineConfig
+    folder: Path
+
+    @property
+    def batches(self) -> list[list[str]]:
+        """The URLs, part by part."""
+        size = self.config.part_rows
+        return [self.urls[start : start + size] for start in range(0, len(self.urls), size)]
+
+
+def bench_fetching(images: int, processes: int, rounds: int, warm_up: bool) -> Bench:
+    """Compare images per second of wall-clock time, with as many worker processes on each side.
+
+    Clusters and process pools start, and load img2dataset, beforehand.
+    """
+    # Before the server and the cluster, so that its processes load while those start.
+    with (
+        _pool(processes) as pool,
+        _setting(images, processes) as setting,
+        Engine(Directory(setting.folder / "staged"), setting.config.cluster) as engine,
+    ):
+        cases = [
+            Case("requests alone", lambda: _request_all(setting)),
+            Case(_ALONE, _alone(setting, pool)),
+            Case("Dask download stage", _staged(setting, engine)),
+            Case("whole pipeline, no captioner", _whole(setting)),
+        ]
+        return measure("fetching", "images/s", cases, rounds, baseline=_ALONE, warm_up=warm_up)
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield spawned processes, which is what `img2dataset.download` uses."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=load_img2dataset) as pool:
+        for _ in range(processes):
+            pool.submit(int)  # a process starts with the first task it is needed for
+        yield pool
+
+
+def load_img2dataset() -> None:
+    """Import what a fetch imports."""
+    importlib.import_module("img2dataset.downloader")
+
+
+@contextmanager
+def _setting(images: int, processes: int) -> Iterator[Setting]:
+    world = ScenesConfig(
+        train=images,
+        test=0,
+        port=_free_port(),
+        faults=UrlFaultShares(**dict.fromkeys(UrlFaultShares.model_fields, 0.0)),
+    )
+    table = pa.Table.from_pylist(list(rows(world)), SCHEMA).select(["url", "captions"])
+    with tempfile.TemporaryDirectory(prefix="pipeline-bench-") as name, SceneServer(world):
+        folder = Path(name)
+        pq.write_table(table, folder / "list.parquet")
+        cluster = ClusterConfig(workers=processes, dashboard=None)
+        with connect(cluster, str(folder / "dask")) as client:
+            client.run(load_img2dataset)
+            config = _config(
+                folder, -(-images // (_PARTS_PER_PROCESS * processes)), client.scheduler.address
+            )
+            yield Setting(table["url"].to_pylist(), config, folder)
+
+
+def _config(folder: Path, part_rows: int, address: str) -> PipelineConfig:
+    """Return the demo's config without its captioner, reading the list in `folder`."""
+    data = {
+        "run": str(folder / "whole"),
+        "part_rows": part_rows,
+        "source": {
+            "kind": "urls",
+            "paths": str(folder / "list.parquet"),
+            "caption_columns": ["captions"],
+        },
+        "download": {"timeout": 30},
+        "filter": {"image": {"min_side": 64}},
+        "score": {"alignment": {"kind": "linear", "text_width": 512}},
+        "pack": {"shard_mb": 8},
+        "cluster": {"address": address, "dashboard": None},
+    }
+    return build(PipelineConfig, data)
+
+
+def _request_all(setting: Setting) -> int:
+    def size(url: str) -> int:
+        with urllib.request.urlopen(url, timeout=setting.config.download.timeout) as answer:
+            return len(answer.read())
+
+    with ThreadPoolExecutor(setting.config.download.threads) as pool:
+        return sum(size > 0 for size in pool.map(size, setting.urls))
+
+
+def _alone(setting: Setting, pool: ProcessPoolExecutor) -> Callable[[], int]:
+    """Return what fetches all parts with img2dataset, without Dask."""
+    numbers = itertools.count()
+
+    def run() -> int:
+        folder = setting.folder / f"alone-{next(numbers)}"
+        folder.mkdir()
+        tasks = [
+            pool.submit(fetch_alone, number, urls, str(folder), setting.config.download)
+            for number, urls in enumerate(setting.batches)
+        ]
+        return sum(task.result() for task in tasks)
+
+    return run
+
+
+def fetch_alone(number: int, urls: list[str], folder: str, config: DownloadConfig) -> int:
+    """Fetch one part with img2dataset's own objects; return how many images it got."""
+    from img2dataset.downloader import Downloader
+    from img2dataset.resizer import Resizer
+    from img2dataset.writer import WebDatasetSampleWriter
+
+    wanted = Path(folder) / f"{number}.arrow"
+    table = pa.table({"url": urls})
+    with pa.OSFile(str(wanted), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    downloader = Downloader(
+        sample_writer_class=WebDatasetSampleWriter,
+        resizer=Resizer(
+            image_size=config.image_size,
+            resize_mode=config.resize_mode,
+            resize_only_if_bigger=config.only_if_bigger,
+            encode_quality=config.quality,
+            encode_format=config.format,
+            skip_reencode=True,
+        ),
+        thread_count=config.threads,
+        save_caption=False,
+        extract_exif=False,
+        output_folder=folder,
+        column_list=["url"],
+        timeout=config.timeout,
+        number_sample_per_shard=10**6,
+        oom_shard_count=5,
+        compute_hash="sha256",
+        verify_hash_type=None,
+        encode_format=config.format,
+        retries=config.retries,
+        user_agent_token=config.user_agent_token,
+        disallowed_header_directives=config.respect_opt_out,
+    )
+    ok, _ = downloader((number, str(wanted)))
+    if not ok:
+        raise RuntimeError(f"img2dataset failed on part {number}")
+    statistics = json.loads((Path(folder) / f"{number:05d}_stats.json").read_text())
+    return int(statistics["successes"])
+
+
+def _staged(setting: Setting, engine: Engine) -> Callable[[], int]:
+    """Return what runs the download stage on all parts, anew each time it is called."""
+    source: Source = build_source(setting.config.source)
+    parts = cut(engine.run, source, setting.config.part_rows)
+    numbers = itertools.count()
+
+    def run() -> int:
+        mark = f"round {next(numbers)}"
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress, amid the bench's own
+            engine.execute("download", [_job(part, source, setting.config, mark) for part in parts])
+        _stop_at(engine.failures)
+        tables = tables_of(engine.run, "download")
+        read = (tables.read_table(f"{part.name}.parquet", ["reason"]) for part in parts)
+        return sum(table["reason"].null_count for table in read)
+
+    return run
+
+
+def _job(part: Part, source: Source, config: PipelineConfig, mark: str) -> Job:
+    arguments = (part, source, config.download)
+    return Job("download", part.name, mark, download.download, arguments)
+
+
+def _whole(setting: Setting) -> Callable[[], int]:
+    """Return what builds shards in a new run directory each time it is called."""
+    numbers = itertools.count()
+
+    def run() -> int:
+        folder = setting.folder / f"whole-{next(numbers)}"
+        config = setting.config.model_copy(update={"run": str(folder)})
+        with contextlib.redirect_stderr(io.StringIO()):
+            result = build_shards(config)
+        _stop_at(result.failures)
+        return int(result.manifest["funnel"]["fetched"])
+
+    return run
+
+
+def _stop_at(failures: dict[str, tuple[str, Any]]) -> None:
+    if failures:
+        part, (stage, error) = next(iter(failures.items()))
+        raise RuntimeError(f"part {part} failed in {stage}: {error}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

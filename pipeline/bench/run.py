@@ -1,0 +1,58 @@
+"""All of the pipeline's benches, printed as they finish."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.bench.fetching import bench_fetching
+from pipeline.bench.stages import bench_stages
+from pipeline.bench.timing import Bench, report
+from pipeline.settings import ConfigError
+
+_PACKAGES = (
+    "tcjepa", "dask", "distributed", "img2dataset", "webdataset", "pyarrow", "spacy",
+    "opencv-python-headless", "simplejpeg", "numpy",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured; `processes` None takes one per core."""
+
+    images: int
+    processes: int | None
+    scored: int
+    rounds: int
+    warm_up: bool
+
+
+FULL = Size(images=1200, processes=None, scored=256, rounds=5, warm_up=True)
+QUICK = Size(images=24, processes=1, scored=4, rounds=1, warm_up=False)
+
+
+def run_benches(quick: bool, json_file: Path | None) -> None:
+    """Run every bench, print its table, and write everything to `json_file` if one is named.
+
+    Raises `ConfigError` before any work if the file cannot be written.
+    """
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise ConfigError(f"--json: there is no folder {json_file.resolve().parent}")
+    benches = []
+    for bench in _benches(QUICK if quick else FULL):
+        print(f"{bench.table()}\n", flush=True)
+        benches.append(bench)
+    if json_file is not None:
+        command = ["python", "-m", "pipeline", "bench", *(["--quick"] if quick else [])]
+        command += ["--json", str(json_file)]
+        found = report(benches, command=command, quick=quick, packages=_PACKAGES)
+        json_file.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _benches(size: Size) -> Iterator[Bench]:
+    yield bench_stages(size.scored, size.rounds)
+    processes = size.processes or os.cpu_count() or 1
+    yield bench_fetching(size.images, processes, size.rounds, size.warm_up)

@@ -1,0 +1,56 @@
+"""`python -m pipeline bench --quick`: every row is there, and the numbers fit together."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+
+ROWS = {
+    "measures and scores": {
+        "JPEG decode (an image)",
+        "image measures (an image)",
+        "alignment features (an image)",
+        "caption measures (a caption)",
+        "wording (a caption)",
+        "alignment features (a caption)",
+    },
+    "fetching": {
+        "requests alone",
+        "img2dataset alone",
+        "Dask download stage",
+        "whole pipeline, no captioner",
+    },
+}
+
+
+def test_quick_bench_reports_every_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "bench.json"
+    assert main(["bench", "--quick", "--json", str(target)]) == 0
+    table = capsys.readouterr().out
+    found = json.loads(target.read_text())
+    assert found["command"][-3:] == ["--quick", "--json", str(target)]
+    assert found["versions"]["img2dataset"].startswith("1.")
+    assert found["hardware"]["cpu"] and found["hardware"]["memory_gib"] > 0
+    assert {b["name"]: {r["name"] for r in b["rows"]} for b in found["benches"]} == ROWS
+    for bench in found["benches"]:
+        assert f"{bench['name']} [{bench['unit']}]" in table
+        (base,) = (row for row in bench["rows"] if row["name"] == bench["baseline"])
+        for row in bench["rows"]:
+            assert f"  {row['name']} " in table
+            assert all(rate > 0 for rate in row["rates"])
+            assert len(row["rates"]) == len(base["rates"])
+            assert row["rate"] == pytest.approx(statistics.median(row["rates"]))
+            assert row["ratio"] == pytest.approx(row["rate"] / base["rate"])
+
+
+def test_an_unwritable_target_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--json", str(tmp_path / "none" / "bench.json")]) == 2
+    captured = capsys.readouterr()
+    assert "--json" in captured.err and captured.out == ""
