@@ -16,7 +16,7 @@ DONE, PARTS_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns 0 done, 1 parts failed, 2 bad usage or config, 130 interrupted."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     command: Callable[[argparse.Namespace], int] = parsed.command
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -47,6 +47,18 @@ class _ListKeys(argparse.Action):
         for key, default, description in describe(PipelineConfig):
             print(f"  {key} = {default}: {description}")
         parser.exit()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line whose options may stand before, between or behind the overrides."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(parsed, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        parsed.overrides = [*parsed.overrides, *rest]
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:

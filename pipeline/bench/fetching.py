@@ -25,7 +25,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bench.timing import Bench, Case, measure
 from pipeline.cluster import ClusterConfig, connect
 from pipeline.config import PipelineConfig
 from pipeline.engine import Engine, Job
@@ -41,6 +40,7 @@ from pipeline.stages import download
 from pipeline.stages.download import DownloadConfig
 from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
+from pipeline.timing import Bench, Case, measure
 
 _ALONE = "img2dataset alone"
 _PARTS_PER_PROCESS = 2

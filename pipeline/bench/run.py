@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipeline.bench.fetching import bench_fetching
 from pipeline.bench.stages import bench_stages
-from pipeline.bench.timing import Bench, report
 from pipeline.settings import ConfigError
+from pipeline.timing import Bench, report
 
 _PACKAGES = (
     "tcjepa", "dask", "distributed", "img2dataset", "webdataset", "pyarrow", "spacy",

@@ -8,7 +8,6 @@ import cv2
 import simplejpeg
 from threadpoolctl import threadpool_limits
 
-from pipeline.bench.timing import Bench, Case, measure
 from pipeline.filters.image import measure_image
 from pipeline.filters.text import measure_captions
 from pipeline.scorers.alignment_images import image_features
@@ -19,6 +18,7 @@ from pipeline.sources.scenes.config import ScenesConfig
 from pipeline.sources.scenes.render import render_jpeg
 from pipeline.sources.scenes.rows import rows
 from pipeline.sources.scenes.world import scene
+from pipeline.timing import Bench, Case, measure
 
 _YARDSTICK = "JPEG decode (an image)"
 

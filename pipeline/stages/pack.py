@@ -24,7 +24,7 @@ from pipeline.storage import Directory
 
 VERSION = 1
 SHARDS = "shards"
-#: Metadata that stays out of the index: nested, and read with the sample.
+#: Metadata that stays out of the index: long JSON text, read with the sample.
 _NOT_INDEXED = META_PREFIX + "annotations"
 
 
@@ -155,7 +155,7 @@ def _rows_by_row(table: pa.Table, rows: Sequence[int]) -> dict[int, dict[str, An
 
 def _sample(uid: str, row: dict[str, Any], captions: list[dict[str, Any]]) -> Sample:
     meta = {
-        name.removeprefix(META_PREFIX): _meta_value(name, value)
+        name.removeprefix(META_PREFIX): value
         for name, value in row.items()
         if name.startswith(META_PREFIX)
     }
@@ -176,15 +176,6 @@ def _sample(uid: str, row: dict[str, Any], captions: list[dict[str, Any]]) -> Sa
         ],
         meta=meta,
     )
-
-
-def _meta_value(name: str, value: Any) -> Any:
-    if name != _NOT_INDEXED or value is None:
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
 
 
 def _rounded(value: float | None) -> float | None:

@@ -17,8 +17,8 @@ from PIL import Image
 from torchvision import io as torchvision_io
 from torchvision.transforms import v2
 
+from pipeline.timing import Bench, Case, measure
 from tcjepa import keyed
-from tcjepa.bench.timing import Bench, Case, measure
 from tcjepa.data.augment import random_crop
 from tcjepa.data.config import DataConfig
 from tcjepa.data.decode import decode

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from pipeline.settings import ConfigError
+from pipeline.timing import Bench, report
 from tcjepa.bench.images import photographs
 from tcjepa.bench.loading import bench_crop, bench_decode, bench_loader, bench_plan
 from tcjepa.bench.shards import write_shards
 from tcjepa.bench.stepping import bench_demo, bench_published
-from tcjepa.bench.timing import Bench, report
 
 _SIDE = 256
 _PACKAGES = (

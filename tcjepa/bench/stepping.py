@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tcjepa
 from pipeline.settings import load
-from tcjepa.bench.timing import Bench, Case, measure
+from pipeline.timing import Bench, Case, measure
 from tcjepa.config import TrainConfig
 from tcjepa.train.distributed import World, pick_device
 from tcjepa.train.inputs import Inputs

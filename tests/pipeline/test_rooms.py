@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHARED = ("pipeline.schema", "pipeline.settings", "pipeline.storage", "pipeline.progress")
+SHARED = (
+    "pipeline.schema",
+    "pipeline.settings",
+    "pipeline.storage",
+    "pipeline.progress",
+    "pipeline.timing",
+)
 LIGHT = {"pyarrow", "pydantic", "pydantic_core", "omegaconf", "yaml", "fsspec", "rich"}
 
 

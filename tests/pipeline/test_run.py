@@ -114,7 +114,7 @@ def test_samples_follow_the_contract(run: Path) -> None:
             for start, end in caption["nouns"] + caption["attributes"]:
                 assert caption["text"][start:end].strip() == caption["text"][start:end] != ""
         assert row["meta.shape"] == sample["meta"]["shape"]
-        assert isinstance(sample["meta"]["annotations"]["objects"], list)
+        assert isinstance(json.loads(sample["meta"]["annotations"])["objects"], list)
 
 
 def test_truth_was_not_read_by_filters_or_scorers(run: Path, port: int, tmp_path: Path) -> None:

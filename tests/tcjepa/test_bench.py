@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.timing import Bench, Row
 from tcjepa.bench.images import photograph
 from tcjepa.bench.stepping import peak_flops
-from tcjepa.bench.timing import Bench, Row
 from tcjepa.cli import main
 
 ROWS = {

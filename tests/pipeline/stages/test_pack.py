@@ -215,7 +215,7 @@ def test_stock_webdataset_reads_the_shards(run: Directory) -> None:
     assert sample["meta"] == {"id": 1, "annotations": "no JSON", "empty": None}
     third = json.loads(read[f"{3:032x}"]["json"])
     assert third["captions"][0]["scores"]["quality"] == 0.1235
-    assert third["meta"]["annotations"] == {"objects": [3]}
+    assert third["meta"]["annotations"] == '{"objects": [3]}'
 
 
 def test_the_index_follows_the_schema(run: Directory) -> None:

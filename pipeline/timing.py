@@ -1,7 +1,7 @@
 """Things measured in turns, as a table and as JSON.
 
 Machines differ and are shared, so a rate alone says little: what is compared runs in turns,
-A B A B …, and what counts is the ratio of the medians. `pipeline.bench.timing` is the same module
+A B A B …, and what counts is the ratio of the medians. `pipeline.timing` is the same module
 for the other package, since neither may import the other's.
 """
 
