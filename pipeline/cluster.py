@@ -75,7 +75,7 @@ def connect(config: ClusterConfig, scratch: str | None) -> Iterator[Any]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                # Dask's scheduler always serves its health page; without a dashboard, somewhere free.
+                # The scheduler always serves a health page; without a dashboard on any port.
                 dashboard_address=config.dashboard or "127.0.0.1:0",
                 scheduler_kwargs={"dashboard": config.dashboard is not None},
                 resources=config.worker_resources or None,

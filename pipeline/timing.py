@@ -1,8 +1,8 @@
 """Things measured in turns, as a table and as JSON.
 
 Machines differ and are shared, so a rate alone says little: what is compared runs in turns,
-A B A B …, and what counts is the ratio of the medians. `pipeline.timing` is the same module
-for the other package, since neither may import the other's.
+A B A B …, and what counts is the ratio of the medians. Shared with `tcjepa`; needs no more than
+`pipeline.progress` does.
 """
 
 from __future__ import annotations
