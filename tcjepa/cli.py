@@ -148,7 +148,7 @@ def _pretrain_arguments(parser: argparse.ArgumentParser) -> None:
 def _pretrain(parsed: argparse.Namespace) -> int:
     from tcjepa.config import TrainConfig, cached_in_run
 
-    config = cached_in_run(load(TrainConfig, config_path(parsed.config), parsed.overrides))
+    config = load(TrainConfig, config_path(parsed.config), parsed.overrides)
     if parsed.dry_run:
         from tcjepa.train.plan import describe_plan
 
@@ -158,7 +158,8 @@ def _pretrain(parsed: argparse.Namespace) -> int:
     from tcjepa.train.loop import Ending
     from tcjepa.train.pretrain import pretrain
 
-    return INTERRUPTED if pretrain(config, say, parsed.fresh) is Ending.INTERRUPTED else DONE
+    ending = pretrain(cached_in_run(config), say, parsed.fresh)
+    return INTERRUPTED if ending is Ending.INTERRUPTED else DONE
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
