@@ -20,7 +20,7 @@ def write_report(study: StudyConfig, found: Sequence[Outcome]) -> str:
     root = Path(study.run)
     write_outcomes(root / RESULTS, list(found))
     names = measure_names(found)
-    plot_curves(study, found, [n for n in names if n != "text gain"], root / PLOT)
+    plot_curves(study, found, names, root / PLOT)
     text = "\n".join(
         [
             f"# Study {root.name}",
