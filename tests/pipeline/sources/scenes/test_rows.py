@@ -2,12 +2,12 @@ import json
 import re
 from collections import Counter
 
-import py3langid
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.filters.language import detector
 from pipeline.sources.scenes import SCHEMA, CaptionShares, ScenesConfig, UrlFaultShares, rows
 from pipeline.sources.scenes.faults import original, swap_partner, url_fault
 from pipeline.sources.scenes.rows import row
@@ -111,7 +111,7 @@ def test_swap_partner_is_never_the_scene_shown(train: int, index: int, seed: int
 
 
 def test_foreign_texts_are_in_several_other_languages() -> None:
-    found = Counter(py3langid.classify(text)[0] for text in texts("foreign"))
+    found = Counter(detector().detect(text).code for text in texts("foreign"))
     assert len([language for language, n in found.items() if n >= 5]) >= 5
     assert found["en"] / found.total() < 0.1
 
