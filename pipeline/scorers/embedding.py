@@ -15,7 +15,7 @@ from pipeline.settings import Settings
 
 
 class EmbedConfig(Settings):
-    """A CLIP-like model by hub name or folder: CLIP, SigLIP, SigLIP 2 and others with two towers."""
+    """A CLIP-like model by hub name or folder: CLIP, SigLIP, SigLIP 2, others of two towers."""
 
     model: str = Field(
         description="hub name such as openai/clip-vit-base-patch32 (whose scores LAION's threshold "
