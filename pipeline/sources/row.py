@@ -22,12 +22,38 @@ from pipeline.schema import META_PREFIX
 #: Columns every source yields; the metadata columns that its config keeps follow them.
 SOURCE_COLUMNS: Final = ("url", "captions", "split", "row_error")
 
+#: Columns that some sources add, and that the stage which obtains the images uses up.
+#: `expected_sha256`: hex digest that the list gives for the original image file.
+#: `stored`: where an image already lies in a tar, and what is known of it.
+#: A failed fetch has its `error`, and an image whose place is not known yet has no `offset`.
+OBTAIN_COLUMNS: Final[dict[str, pa.DataType]] = {
+    "expected_sha256": pa.string(),
+    "stored": pa.struct(
+        [
+            ("tar", pa.string()),  # full path or URL
+            ("key", pa.string()),  # webdataset's sample key
+            ("offset", pa.int64()),  # first byte of the image in the tar
+            ("size", pa.int64()),  # bytes
+            ("error", pa.string()),  # as img2dataset recorded it
+            ("sha256", pa.string()),  # of the original image file
+            ("original_width", pa.int32()),  # pixels before img2dataset resized it
+            ("original_height", pa.int32()),
+        ]
+    ),
+}
+_OWN_COLUMNS: Final = (*SOURCE_COLUMNS, *OBTAIN_COLUMNS)
+
 ROW_ERRORS: Final = {
     "missing_url": "the row has no URL",
     "bad_url": "the URL is not http(s) with a host, or holds control characters",
     "bad_split": "the split is no short name of letters, digits, dots, - and _",
     "malformed_row": "the line could not be parsed, or has another number of fields",
     "missing_file": "the caption table names an image that the folder does not hold",
+    "missing_image": "the sample in the tar has no image, or the tar lacks a listed sample",
+    "duplicate_key": "an earlier sample of the tar has the same key",
+    "damaged_tar": "the tar is cut short or damaged here",
+    "bad_name": "the member's name is absolute, holds `..`, or is not printable text",
+    "oversized_member": "the member is larger than `source.max_member_bytes`",
 }
 
 Row = dict[str, Any]
@@ -39,7 +65,15 @@ SPLIT_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 
 
 class Source(Protocol):
-    """A list of image-text pairs."""
+    """A list of image-text pairs.
+
+    `in_place`: whether the images are in tars already and are read where they lie, so that nothing
+    is downloaded. `local_root`: absolute path of the only folder whose files `fetch_url` may name
+    with `file:`; None if no file may be read.
+    """
+
+    in_place: bool
+    local_root: str | None
 
     def check(self) -> None:
         """Raise `ConfigError` if the source cannot be read as configured (before work starts)."""
@@ -115,11 +149,11 @@ def split_error(split: str) -> str | None:
 
 
 def check_kept(columns: Sequence[str]) -> None:
-    """Raise `ValueError` if a metadata column has the name of one of `SOURCE_COLUMNS`."""
+    """Raise `ValueError` if a metadata column has the name of a column of our own."""
     for name in columns:
-        if name in SOURCE_COLUMNS:
+        if name in _OWN_COLUMNS:
             raise ValueError(
-                f"keep_columns: {name!r} is a name of our own ({', '.join(SOURCE_COLUMNS)}); "
+                f"keep_columns: {name!r} is a name of our own ({', '.join(_OWN_COLUMNS)}); "
                 "URL, captions and split are kept in any case"
             )
 
@@ -141,15 +175,20 @@ def as_scalar(value: Any) -> Any:
 
 
 def to_table(rows: Sequence[Row], meta_types: dict[str, pa.DataType]) -> pa.Table:
-    """Return rows as an Arrow table: `SOURCE_COLUMNS`, then `meta.<name>` columns."""
+    """Return rows as an Arrow table.
+
+    `SOURCE_COLUMNS`, those of `OBTAIN_COLUMNS` that any row has, then `meta.<name>` columns.
+    """
+    obtain = [name for name in OBTAIN_COLUMNS if any(name in row for row in rows)]
     fields = [
         pa.field("url", pa.string()),
         pa.field("captions", pa.list_(pa.string())),
         pa.field("split", pa.string()),
         pa.field("row_error", pa.string()),
+        *(pa.field(name, OBTAIN_COLUMNS[name]) for name in obtain),
         *(pa.field(META_PREFIX + name, kind) for name, kind in meta_types.items()),
     ]
-    names = [*SOURCE_COLUMNS, *meta_types]
+    names = [*SOURCE_COLUMNS, *obtain, *meta_types]
     arrays = [
         pa.array([cast(row.get(name), field.type) for row in rows], field.type)
         for name, field in zip(names, fields, strict=True)
@@ -160,7 +199,7 @@ def to_table(rows: Sequence[Row], meta_types: dict[str, pa.DataType]) -> pa.Tabl
 def meta_types(rows: Sequence[Row]) -> dict[str, pa.DataType]:
     """Return a type per metadata column that holds all of `rows`: bool, int, float or string."""
     types: dict[str, pa.DataType] = {}
-    for name in dict.fromkeys(key for row in rows for key in row if key not in SOURCE_COLUMNS):
+    for name in dict.fromkeys(key for row in rows for key in row if key not in _OWN_COLUMNS):
         kinds = {type(row[name]) for row in rows if row.get(name) is not None}
         if kinds == {bool}:
             types[name] = pa.bool_()
@@ -175,7 +214,7 @@ def meta_types(rows: Sequence[Row]) -> dict[str, pa.DataType]:
 
 def cast(value: Any, kind: pa.DataType) -> Any:
     """Return a value as the type that `meta_types` found for its column."""
-    if value is None or pa.types.is_list(kind):
+    if value is None or pa.types.is_nested(kind):
         return value
     if pa.types.is_string(kind):
         return value if isinstance(value, str) else str(value)

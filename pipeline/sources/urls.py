@@ -57,6 +57,9 @@ class UrlsConfig(Settings):
 class UrlsSource:
     """Rows of URL lists, in file order."""
 
+    in_place = False
+    local_root = None
+
     def __init__(self, config: UrlsConfig) -> None:
         self.config = config
         columns = [config.url_column, *config.caption_columns, *config.keep_columns]
