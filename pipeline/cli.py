@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     shards.add_argument("config", help="YAML config, see data_configs/")
     shards.add_argument("overrides", nargs="*", metavar="key.sub=value", help="config overrides")
     shards.add_argument("--dry-run", action="store_true", help="print the config and the plan")
+    shards.add_argument(
+        "--until", metavar="STAGE", help="stop after this stage: download, filter, recaption, "
+        "select (to try thresholds), score or choose",
+    )  # fmt: skip
     shards.add_argument("-h", "--help", action=_ListKeys, nargs=0, help="show this and all keys")
     shards.set_defaults(command=_shards)
     status = commands.add_parser("status", help="how far a run is, and where its rows went")
@@ -84,16 +88,23 @@ def _parser() -> argparse.ArgumentParser:
 
 def _shards(parsed: argparse.Namespace) -> int:
     from pipeline.config import PipelineConfig
-    from pipeline.funnel import format_funnel
+    from pipeline.funnel import count_so_far, format_funnel
+    from pipeline.storage import Directory
 
     config = load(PipelineConfig, parsed.config, parsed.overrides)
     if parsed.dry_run:
         return _dry_run(config)
-    from pipeline.run import build_shards
+    from pipeline.run import UNTIL, build_shards
 
-    result = build_shards(config)
-    print(format_funnel(result.manifest["funnel"]))
-    print(f"{result.manifest['samples']:,} samples in {config.run}/shards")
+    if parsed.until is not None and parsed.until not in UNTIL:
+        raise ConfigError(f"--until: got {parsed.until}, allowed: {', '.join(UNTIL)}")
+    result = build_shards(config, parsed.until)
+    if result.manifest is None:
+        print(f"after {parsed.until}, so far:")
+        print(format_funnel(count_so_far(Directory(config.run), parsed.until)))
+    else:
+        print(format_funnel(result.manifest["funnel"]))
+        print(f"{result.manifest['samples']:,} samples in {config.run}/shards")
     for part, (stage, error) in sorted(result.failures.items()):
         print(f"part {part} failed in {stage}: {error}", file=sys.stderr)
     if result.failures:

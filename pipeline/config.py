@@ -10,8 +10,8 @@ from pipeline.scorers.config import ScoreConfig
 from pipeline.settings import Settings
 from pipeline.sources.build import SourceConfig
 from pipeline.stages.download import DownloadConfig
-from pipeline.stages.pack import PackConfig
 from pipeline.stages.recaption import RecaptionConfig
+from pipeline.stages.shuffle import PackConfig
 
 
 class PipelineConfig(Settings):

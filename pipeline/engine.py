@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,11 @@ from pipeline.stages.task import StageReport, Task, is_done
 from pipeline.storage import Directory
 
 EVENTS = "events.jsonl"
+#: There while a cluster works on the run: the dashboard's link and the driver's process id.
+DASHBOARD = "dashboard.json"
+#: Tasks submitted at a time, so that neither driver nor scheduler grows with the run.
+IN_FLIGHT = 512
+_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,23 @@ class Finished:
     seconds: float
 
 
+@dataclass
+class _Flight:
+    """Jobs that Dask has; a job that has landed leaves nothing on the scheduler."""
+
+    jobs: dict[Any, Job] = field(default_factory=dict)
+    futures: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def took_off(self, job: Job, future: Any) -> None:
+        self.jobs[future], self.futures[job.key] = job, future
+
+    def landed(self, future: Any) -> Job:
+        job = self.jobs.pop(future)
+        del self.futures[job.key]
+        return job
+
+
 class Engine:
     """Runs jobs on the configured cluster, which starts with the first job that has work to do.
 
@@ -67,59 +91,84 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+        if self._client is not None:
+            self.run.remove(DASHBOARD)
         self._flush_events()
 
     def execute(self, label: str, jobs: Iterable[Job]) -> None:
-        """Run jobs to their end, in dependency order, skipping those whose output is there."""
+        """Run jobs to their end, skipping those whose output is there.
+
+        A job must come after the jobs it names in `after`. At most `IN_FLIGHT` are submitted at a
+        time, so that neither the driver nor the scheduler grows with the run.
+        """
         jobs = list(jobs)
-        pending = [
-            job for job in jobs if not is_done(self.run, job.stage, job.name, job.fingerprint)
-        ]
+        with ThreadPoolExecutor(_READERS) as pool:
+            done = list(pool.map(self._is_done, jobs))
+        pending = [job for job, skip in zip(jobs, done, strict=True) if not skip]
         with Progress(label, len(jobs), "tasks") as progress:
             progress.skip(len(jobs) - len(pending))
             if pending:
                 self._run(pending, progress)
 
+    def _is_done(self, job: Job) -> bool:
+        return is_done(self.run, job.stage, job.name, job.fingerprint)
+
     def _run(self, pending: list[Job], progress: Progress) -> None:
         from distributed import as_completed
 
-        client = self._connected()
-        futures: dict[str, Any] = {}
-        jobs: dict[Any, Job] = {}
-        for job in pending:
-            dependencies = [futures[key] for key in job.after if key in futures]
-            future = client.submit(
+        self._connected()
+        queue = iter(pending)
+        flight = _Flight()
+        finished = as_completed(loop=self._client.loop)
+        try:
+            while self._submit_next(queue, flight, finished, progress) or flight.jobs:
+                future = next(finished)
+                job = flight.landed(future)
+                error = future.exception() if future.status != "finished" else None
+                if error is None:
+                    result: Finished = future.result()
+                    self.event(job.stage, job.name, result.seconds, result.report)
+                    progress.advance(1, note=f"{job.stage} {job.name}")
+                else:
+                    flight.failed[job.key] = _text(error)
+                    self._fail(job, _text(error), progress)
+        except BaseException:
+            self._client.cancel(list(flight.jobs))
+            raise
+
+    def _submit_next(
+        self, queue: Iterator[Job], flight: _Flight, finished: Any, progress: Progress
+    ) -> bool:
+        """Submit jobs until enough are in flight; return whether any was submitted."""
+        submitted = False
+        while len(flight.jobs) < IN_FLIGHT and (job := next(queue, None)) is not None:
+            lost = [flight.failed[key] for key in job.after if key in flight.failed]
+            if lost:
+                flight.failed[job.key] = lost[0]
+                self._fail(job, lost[0], progress)
+                continue
+            future = self._client.submit(
                 _work,
                 job.function,
                 Task(self.run, job.stage, job.fingerprint),
                 job.arguments,
-                dependencies,
+                [flight.futures[key] for key in job.after if key in flight.futures],
                 key=f"{job.key}-{job.fingerprint[:12]}",
                 resources=job.resources or None,
                 retries=self.config.retries,
                 pure=False,
             )
-            futures[job.key], jobs[future] = future, job
-        try:
-            for future in as_completed(jobs, loop=client.loop):
-                failed = self._record(jobs[future], future)
-                progress.advance(1, failed, note=f"{jobs[future].stage} {jobs[future].name}")
-        except BaseException:
-            client.cancel(list(jobs))
-            raise
+            flight.took_off(job, future)
+            finished.add(future)
+            submitted = True
+        return submitted
 
-    def _record(self, job: Job, future: Any) -> int:
-        if future.status == "finished":
-            finished: Finished = future.result()
-            self.event(job.stage, job.name, finished.seconds, finished.report)
-            return 0
-        error = future.exception()
-        text = "".join(traceback.format_exception_only(error)).strip()
+    def _fail(self, job: Job, error: str, progress: Progress) -> None:
         first = job.name not in self.failures
         if first:
-            self.failures[job.name] = (job.stage, text)
-        self.event(job.stage, job.name, 0.0, StageReport(), error=text)
-        return int(first)
+            self.failures[job.name] = (job.stage, error)
+        self.event(job.stage, job.name, 0.0, StageReport(), error=error)
+        progress.advance(1, int(first), note=f"{job.stage} {job.name}")
 
     def event(
         self, stage: str, name: str, seconds: float, report: StageReport, error: str | None = None
@@ -133,6 +182,7 @@ class Engine:
                 "seconds": round(seconds, 3),
                 "bytes": report.bytes,
                 "counts": report.counts,
+                "figures": report.figures,
                 "error": error,
             }
         )
@@ -151,9 +201,15 @@ class Engine:
         if self._client is None:
             scratch = self.run.path(".dask") if self.run.is_local else None
             self._client = self._stack.enter_context(connect(self.config, scratch))
-            if self._client.dashboard_link and self.config.dashboard:
-                print(f"Dask dashboard: {self._client.dashboard_link}", flush=True)
+            link = self._client.dashboard_link if self.config.dashboard else None
+            if link:
+                print(f"Dask dashboard: {link}", flush=True)
+            self.run.write_json(DASHBOARD, {"link": link, "pid": os.getpid()})
         return self._client
+
+
+def _text(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 def _work(

@@ -10,16 +10,19 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.sources.row import Source, meta_types, to_table
+from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
 
 PARTS = "parts"
 _LISTING = "parts.json"
+_GENERATIONS = "generations.json"
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Part:
     first_row: int
     rows: int
     fingerprint: str
+    generation: int = 0  # how often its transient failures were asked to be fetched again
 
     @property
     def name(self) -> str:
@@ -70,6 +74,7 @@ def cut(run: Directory, source: Source, rows_per_part: int) -> list[Part]:
         parts.append(part)
     for stale in set(directory.names("*.arrow")) - {f"{part.name}.arrow" for part in parts}:
         directory.remove(stale)
+    directory.remove(_GENERATIONS)
     directory.write_json(_LISTING, {"source": mark, "parts": [asdict(part) for part in parts]})
     return parts
 
@@ -79,6 +84,34 @@ def listed(run: Directory) -> list[Part]:
     if not (run / PARTS).exists(_LISTING):
         return []
     return [Part(**entry) for entry in (run / PARTS).read_json(_LISTING)["parts"]]
+
+
+def with_generations(run: Directory, parts: list[Part]) -> list[Part]:
+    """Return the parts with the number of times that `retry_transient` was asked of each."""
+    if not (run / PARTS).exists(_GENERATIONS):
+        return parts
+    generations = (run / PARTS).read_json(_GENERATIONS)
+    return [replace(part, generation=generations.get(part.name, 0)) for part in parts]
+
+
+def retry_transient(run: Directory, parts: list[Part], done: set[str]) -> list[Part]:
+    """Have the transient failures of parts that are `done` fetched again: raise their generation.
+
+    The generation is part of the fingerprint and lasts, so a killed retry goes on. Parts that are
+    not done are fetched anyway.
+    """
+    raised = []
+    for part in parts:
+        again = part.name in done and _has_transient(run, part)
+        raised.append(replace(part, generation=part.generation + 1) if again else part)
+    generations = {part.name: part.generation for part in raised if part.generation}
+    (run / PARTS).write_json(_GENERATIONS, generations)
+    return raised
+
+
+def _has_transient(run: Directory, part: Part) -> bool:
+    failures = tables_of(run, "download").read_table(f"{part.name}.parquet", ["failure"])
+    return "transient" in pc.unique(failures["failure"]).to_pylist()
 
 
 def _read_listing(run: Directory, mark: str) -> list[Part] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.config import PipelineConfig
-from pipeline.part import listed
+from pipeline.fingerprints import Fingerprints
+from pipeline.part import listed, with_generations
 from pipeline.sources.build import build_source
 from pipeline.stages import recaption
 from pipeline.stages.task import TABLES, is_done
@@ -15,8 +16,6 @@ def describe_plan(config: PipelineConfig) -> str:
 
     Raises `ConfigError` for a source that cannot be read.
     """
-    from pipeline.run import Fingerprints
-
     build_source(config.source).check()
     recaption.check(config.recaption)
     run = Directory(config.run)
@@ -26,13 +25,16 @@ def describe_plan(config: PipelineConfig) -> str:
         lines.append(f"source: {config.source.kind}, not cut yet ({config.part_rows} rows a part)")
     else:
         lines.append(f"source: {config.source.kind}, {len(parts)} parts as last cut")
-    marks = Fingerprints(config)
-    stages = {"download": marks.download, "filter": marks.filter, "recaption": marks.recaption}
+    parts = with_generations(run, parts)
+    marks = Fingerprints(config, parts)
+    stages = {
+        "download": marks.download,
+        "filter": marks.filter,
+        "recaption": marks.recaption,
+        "score": marks.score,
+    }
     for stage, mark in stages.items():
         done = sum(is_done(run, stage, part.name, mark(part)) for part in parts)
         lines.append(f"{stage:<10} {done} of {len(parts)} parts done, to be skipped")
-    if parts:
-        done = sum(is_done(run, "score", part.name, marks.score(part, parts)) for part in parts)
-        lines.append(f"{'score':<10} {done} of {len(parts)} parts done, to be skipped")
     lines.append(f"tables go to {run.url}/{TABLES}, shards to {run.url}/shards")
     return "\n".join(lines)

@@ -13,12 +13,12 @@ import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
@@ -32,6 +32,10 @@ class Settings(BaseModel):
 class ConfigError(ValueError):
     """A config that cannot be run; the message names the key, what is allowed and the fix."""
 
+
+#: Marks, as `Field(json_schema_extra=PACE)`, a setting of how fast, how patiently or where work is
+#: done: it must not affect what comes out, and so is part of no fingerprint.
+PACE: Final[dict[str, JsonValue]] = {"pace": True}
 
 S = TypeVar("S", bound=Settings)
 
@@ -67,6 +71,22 @@ def to_yaml(settings: Settings) -> str:
     """Return the resolved config, every key present, as YAML that `load` accepts."""
     data = _escaped(settings.model_dump(mode="json"))
     return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def effective(value: Any) -> Any:
+    """Return settings as plain data without those marked `PACE`, at every depth."""
+    if isinstance(value, Settings):
+        fields = type(value).model_fields
+        return {
+            name: effective(getattr(value, name))
+            for name, field in fields.items()
+            if field.json_schema_extra != PACE
+        }
+    if isinstance(value, (list, tuple)):
+        return [effective(item) for item in value]
+    if isinstance(value, dict):
+        return {key: effective(item) for key, item in value.items()}
+    return value
 
 
 def describe(cls: type[Settings]) -> list[tuple[str, str, str]]:
@@ -237,4 +257,4 @@ def _tag(cls: type[Settings]) -> str | None:
     return str(typing.get_args(field.annotation)[0])
 
 
-__all__ = ["ConfigError", "Settings", "build", "describe", "load", "to_yaml"]
+__all__ = ["PACE", "ConfigError", "Settings", "build", "describe", "effective", "load", "to_yaml"]

@@ -10,11 +10,10 @@ from pipeline.funnel import format_funnel
 from pipeline.part import listed
 from pipeline.schema import MANIFEST_FILE
 from pipeline.settings import ConfigError
-from pipeline.stages.pack import SHARDS
-from pipeline.stages.task import tables_of
+from pipeline.stages.task import SHARDS, tables_of
 from pipeline.storage import Directory
 
-_PART_STAGES = ("download", "filter", "recaption", "features", "score")
+_PART_STAGES = ("download", "filter", "recaption", "score")
 
 
 def describe_run(url: str) -> str:

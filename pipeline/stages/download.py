@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import tarfile
 import tempfile
@@ -16,14 +15,14 @@ from pydantic import Field, model_validator
 
 from pipeline.part import Part
 from pipeline.schema import UID_LENGTH
-from pipeline.settings import Settings
+from pipeline.settings import PACE, Settings
 from pipeline.sources.row import Source
 from pipeline.stages.failures import FAILURES, classify
+from pipeline.stages.images import RAW
 from pipeline.stages.task import StageReport, Task
 from pipeline.storage import TEMPORARY_PREFIX, Directory
 
-VERSION = 1
-RAW = "raw"
+VERSION = 2
 # img2dataset numbers samples with this many digits per part: parts of up to 10^6 rows.
 _ROW_DIGITS = 6
 _PART_DIGITS = 5
@@ -32,9 +31,23 @@ _PART_DIGITS = 5
 class DownloadConfig(Settings):
     """How images are fetched and stored. Defaults are img2dataset's where not noted."""
 
-    threads: int = Field(32, ge=1, description="concurrent fetches per worker process")
-    timeout: float = Field(10, gt=0, description="longest wait for one socket operation [s]")
-    retries: int = Field(2, ge=0, description="further tries after a failed fetch (img2dataset: 0)")
+    threads: int = Field(
+        32, ge=1, description="concurrent fetches per worker process", json_schema_extra=PACE
+    )
+    timeout: float = Field(
+        10, gt=0, description="longest wait for one socket operation [s]", json_schema_extra=PACE
+    )
+    retries: int = Field(
+        2,
+        ge=0,
+        description="further tries after a failed fetch (img2dataset: 0)",
+        json_schema_extra=PACE,
+    )
+    retry: Literal["transient"] | None = Field(
+        None,
+        description="in parts that are done, fetch again what failed for a passing reason",
+        json_schema_extra=PACE,
+    )
     resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = Field(
         "keep_ratio", description="how an image is made to fit image_size (img2dataset: border)"
     )
@@ -49,7 +62,9 @@ class DownloadConfig(Settings):
         ["noai", "noimageai", "noindex", "noimageindex"],
         description="X-Robots-Tag directives that forbid use",
     )
-    resources: dict[str, float] = Field({}, description="Dask worker resources a fetch needs")
+    resources: dict[str, float] = Field(
+        {}, description="Dask worker resources a fetch needs", json_schema_extra=PACE
+    )
 
     @model_validator(mode="after")
     def _png_compression(self) -> DownloadConfig:
@@ -188,17 +203,7 @@ def _outcome(rows: pa.Table, part: Part, fetched: dict[int, dict[str, Any]]) -> 
         **{name: column(name, pa.int32()) for name in ("width", "height")},
         **{name: column(name, pa.int32()) for name in ("original_width", "original_height")},
         **{name: column(name, pa.int64()) for name in ("image_offset", "image_size")},
+        "raw": pa.array([None if r else f"{part.name}.tar" for r in reasons], pa.string()),
     }
     kept = rows.drop_columns(["row_error"])
     return pa.table({**outcome, **{name: kept[name] for name in kept.column_names}})
-
-
-def read_images(run: Directory, part: str, offsets: list[int], sizes: list[int]) -> list[bytes]:
-    """Return stored images of a part, given their places in `raw/<part>.tar`."""
-    raw = run / RAW
-    with io.BufferedReader(raw.fs.open(raw.path(f"{part}.tar"), "rb")) as tar:
-        images = []
-        for offset, size in zip(offsets, sizes, strict=True):
-            tar.seek(offset)
-            images.append(tar.read(size))
-    return images

@@ -10,10 +10,10 @@ from pipeline.filters.config import FilterConfig
 from pipeline.filters.image import measure_image
 from pipeline.filters.measures import CAPTION_MEASURES, IMAGE_MEASURES, caption_table, image_table
 from pipeline.filters.text import measure_captions
-from pipeline.stages.download import read_images
+from pipeline.stages.images import read_images
 from pipeline.stages.task import StageReport, Task, tables_of
 
-VERSION = 1
+VERSION = 2
 
 #: Columns of the stage's table before the image measures. `captions` holds a struct of
 #: `CAPTION_MEASURES` for each of the row's alt texts.
@@ -25,13 +25,15 @@ def measured_settings(config: FilterConfig) -> dict[str, Any]:
     return {"max_pixels": config.image.max_pixels}
 
 
-def measure(task: Task, part: str, config: FilterConfig) -> StageReport:
-    """Write a row of measures for each fetched row of the part."""
-    columns = ["row", "uid", "split", "reason", "captions", "image_offset", "image_size"]
+def measure(task: Task, part: str, config: FilterConfig, features: bool) -> StageReport:
+    """Write a row of measures for each fetched row of the part.
+
+    With `features`, which `alignment: linear` needs, the image features are a measure too.
+    """
+    columns = ["row", "uid", "split", "reason", "captions", "raw", "image_offset", "image_size"]
     outcome = tables_of(task.run, "download").read_table(f"{part}.parquet", columns)
     fetched = outcome.filter(pa.compute.is_null(outcome["reason"]))
-    offsets, sizes = fetched["image_offset"].to_pylist(), fetched["image_size"].to_pylist()
-    images = read_images(task.run, part, offsets, sizes) if offsets else []
+    images = read_images(task.run, fetched)
     measures = image_table([measure_image(data, config.image.max_pixels) for data in images])
     captions = _caption_lists(fetched["captions"].combine_chunks())
     own = fetched.select(["row", "uid", "split"])
@@ -42,8 +44,17 @@ def measure(task: Task, part: str, config: FilterConfig) -> StageReport:
             "captions": captions,
         }
     )
+    if features:
+        table = table.append_column("features", _features(images))
     task.write(part, table)
-    return StageReport(counts={"images": table.num_rows}, bytes=sum(sizes))
+    return StageReport(counts={"images": table.num_rows}, bytes=sum(map(len, images)))
+
+
+def _features(images: list[bytes]) -> pa.Array:
+    from pipeline.scorers.alignment_images import WIDTH, image_features
+
+    values = pa.array(image_features(images).reshape(-1), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(values, WIDTH)
 
 
 def _caption_lists(captions: pa.ListArray) -> pa.ListArray:

@@ -15,8 +15,8 @@ from pipeline.captioners.transformers import TransformersConfig
 from pipeline.filters.config import FilterConfig
 from pipeline.filters.verdicts import image_reasons
 from pipeline.schema import META_PREFIX
-from pipeline.settings import Settings
-from pipeline.stages.download import read_images
+from pipeline.settings import PACE, Settings
+from pipeline.stages.images import read_images
 from pipeline.stages.task import StageReport, Task, tables_of
 
 VERSION = 1
@@ -40,7 +40,9 @@ class RecaptionConfig(Settings):
     )
     max_captions: int = Field(8, ge=0, description="most new captions per image (K)")
     resources: dict[str, float] = Field(
-        {}, description="Dask worker resources captioning needs, such as {GPU: 1}"
+        {},
+        description="Dask worker resources captioning needs, such as {GPU: 1}",
+        json_schema_extra=PACE,
     )
 
 
@@ -103,8 +105,8 @@ def _requests(task: Task, part: str, filters: FilterConfig) -> list[CaptionReque
     fetched = tables_of(task.run, "download").read_table(f"{part}.parquet").to_pylist()
     rows = list({row["uid"]: row for row in reversed(fetched) if row["row"] in sound}.values())
     rows.sort(key=lambda row: row["row"])
-    offsets, sizes = [r["image_offset"] for r in rows], [r["image_size"] for r in rows]
-    images = read_images(task.run, part, offsets, sizes) if rows else []
+    places = [{name: row[name] for name in ("raw", "image_offset", "image_size")} for row in rows]
+    images = read_images(task.run, pa.Table.from_pylist(places)) if rows else []
     return [
         CaptionRequest(row["uid"], image, row.get(META_PREFIX + "annotations"))
         for row, image in zip(rows, images, strict=True)

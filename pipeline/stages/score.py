@@ -1,7 +1,7 @@
 """Stage 4: score every caption of every kept image.
 
-Three steps, because the alignment model is fitted on the whole run: `features` of each part, one
-`fit` over all parts in part order, then the `score` table of each part.
+Two steps, because the alignment model is fitted on the whole run: one `fit` over all parts in part
+order, then the `score` table of each part.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from pipeline.schema import ALT_TEXT, SCORES
 from pipeline.scorers.config import ScoreConfig
 from pipeline.scorers.language import language_scores
 from pipeline.scorers.quality import quality_score
-from pipeline.stages.download import read_images
-from pipeline.stages.task import StageReport, Task, tables_of
+from pipeline.stages.task import ALL, StageReport, Task, tables_of
 from pipeline.storage import Directory
 
-VERSION = 1
+VERSION = 2
 _MODEL = "alignment.npz"
 
 _SPANS = pa.list_(pa.list_(pa.int32()))
@@ -37,30 +36,6 @@ _SCORED_CAPTION = pa.struct(
         ("attributes", _SPANS),
     ]
 )
-
-
-def features_settings(config: ScoreConfig) -> bool:
-    """Return what of the config changes a part's features: whether any are needed."""
-    return config.alignment is not None
-
-
-def features(task: Task, part: str, config: ScoreConfig) -> StageReport:
-    """Write the kept images of a part with all their captions and their image features."""
-    kept = _kept(task.run, part)
-    written = _written_captions(task.run, part)
-    captions = [
-        _join(texts or [], written.get(uid, []))
-        for uid, texts in zip(kept["uid"].to_pylist(), kept["captions"].to_pylist(), strict=True)
-    ]
-    columns = {
-        "row": kept["row"],
-        "uid": kept["uid"],
-        "captions": pa.array(captions, pa.list_(_CAPTION)),
-    }
-    if config.alignment is not None:
-        columns["features"] = _image_features(task.run, part, kept["row"])
-    task.write(part, pa.table(columns))
-    return StageReport(counts={"images": len(captions), "captions": sum(map(len, captions))})
 
 
 def fit(task: Task, parts: list[str], config: ScoreConfig) -> StageReport:
@@ -87,16 +62,16 @@ def fit(task: Task, parts: list[str], config: ScoreConfig) -> StageReport:
         directory.remove(_MODEL)
         if model is not None:
             directory.write_bytes(_MODEL, model.to_bytes())
-    task.write("all", pa.table({"pairs": [pairs]}))
+    task.write(ALL, pa.table({"pairs": [pairs]}))
     return StageReport(counts={"pairs": pairs})
 
 
-def score(task: Task, part: str, config: ScoreConfig, min_captions: int) -> StageReport:
-    """Write the scored captions of a part's images; those with too few are `no_caption`."""
+def score(task: Task, part: str, config: ScoreConfig) -> StageReport:
+    """Write the scored captions of each image of a part that `select` kept."""
     from pipeline.scorers.wording import wording_scores
     from pipeline.scorers.words import spans
 
-    table = tables_of(task.run, "features").read_table(f"{part}.parquet")
+    table = _kept(task.run, part)
     lists = table["captions"].to_pylist()
     texts = list(dict.fromkeys(caption["text"] for captions in lists for caption in captions))
     place = {text: number for number, text in enumerate(texts)}
@@ -119,11 +94,9 @@ def score(task: Task, part: str, config: ScoreConfig, min_captions: int) -> Stag
             nouns, attributes = marked[number]
             row.append({**caption, **scores, "nouns": nouns, "attributes": attributes})
         rows.append(row)
-    reasons = ["no_caption" if len(row) < min_captions else None for row in rows]
     scored = {
         "row": table["row"],
         "uid": table["uid"],
-        "reason": pa.array(reasons, pa.string()),
         "captions": pa.array(rows, pa.list_(_SCORED_CAPTION)),
     }
     task.write(part, pa.table(scored))
@@ -131,8 +104,20 @@ def score(task: Task, part: str, config: ScoreConfig, min_captions: int) -> Stag
 
 
 def _kept(run: Directory, part: str) -> pa.Table:
+    """Return row, uid and all captions of the images of a part that `select` kept."""
     selected = tables_of(run, "select").read_table(f"{part}.parquet")
-    return selected.filter(pc.is_null(selected["reason"]))
+    kept = selected.filter(pc.is_null(selected["reason"]))
+    written = _written_captions(run, part)
+    captions = [
+        _join(texts or [], written.get(uid, []))
+        for uid, texts in zip(kept["uid"].to_pylist(), kept["captions"].to_pylist(), strict=True)
+    ]
+    columns = {
+        "row": kept["row"],
+        "uid": kept["uid"],
+        "captions": pa.array(captions, pa.list_(_CAPTION)),
+    }
+    return pa.table(columns)
 
 
 def _written_captions(run: Directory, part: str) -> dict[str, list[dict[str, str]]]:
@@ -148,27 +133,17 @@ def _join(alt_texts: list[str], written: list[dict[str, str]]) -> list[dict[str,
     return list(distinct.values())
 
 
-def _image_features(run: Directory, part: str, rows: pa.ChunkedArray) -> pa.Array:
-    from pipeline.scorers.alignment_images import WIDTH, image_features
-
-    columns = ["row", "image_offset", "image_size"]
-    outcome = tables_of(run, "download").read_table(f"{part}.parquet", columns)
-    found = outcome.filter(pc.is_in(outcome["row"], value_set=rows.combine_chunks()))
-    offsets, sizes = found["image_offset"].to_pylist(), found["image_size"].to_pylist()
-    images = read_images(run, part, offsets, sizes) if offsets else []
-    values = pa.array(image_features(images).reshape(-1), pa.float32())
-    return pa.FixedSizeListArray.from_arrays(values, WIDTH)
-
-
 def _pairs(
     run: Directory, part: str
 ) -> tuple[npt.NDArray[np.float32], list[str], npt.NDArray[np.int64], list[str]]:
     """Return image features (n, F), texts (m), the row of each text's image (m,), and uids (n)."""
-    table = tables_of(run, "features").read_table(f"{part}.parquet")
+    table = _kept(run, part)
     lists = table["captions"].to_pylist()
     owner = np.repeat(np.arange(len(lists)), [len(captions) for captions in lists])
     texts = [caption["text"] for captions in lists for caption in captions]
-    column = table["features"].combine_chunks()
+    measured = tables_of(run, "filter").read_table(f"{part}.parquet", ["row", "features"])
+    found = pc.index_in(table["row"], value_set=measured["row"].combine_chunks())
+    column = measured["features"].take(found).combine_chunks()
     flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
     return flat.reshape(len(lists), -1), texts, owner, table["uid"].to_pylist()
 
@@ -192,8 +167,7 @@ def _alignment(run: Directory, part: str, config: ScoreConfig) -> list[float | N
     if config.alignment is not None and directory.exists(_MODEL):
         images_texts = _pairs(run, part)
     if images_texts is None or not images_texts[3]:
-        table = tables_of(run, "features").read_table(f"{part}.parquet", ["captions"])
-        return [None] * sum(len(captions) for captions in table["captions"].to_pylist())
+        return [None] * sum(len(captions) for captions in _kept(run, part)["captions"].to_pylist())
     from threadpoolctl import threadpool_limits
 
     from pipeline.scorers import alignment

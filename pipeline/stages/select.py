@@ -18,16 +18,18 @@ import pyarrow.compute as pc
 from pipeline.filters.boilerplate import count_images, images_per_caption
 from pipeline.filters.config import FilterConfig
 from pipeline.filters.duplicates import near_duplicates, preference_order
-from pipeline.filters.measures import CAPTION_MEASURES, colour_array
+from pipeline.filters.measures import CAPTION_MEASURES, IMAGE_MEASURES, colour_array
 from pipeline.filters.verdicts import caption_reasons, image_reasons
-from pipeline.stages.pack import Packed
-from pipeline.stages.task import StageReport, Task, tables_of
+from pipeline.stages.task import ALL, StageReport, Task, tables_of
 from pipeline.storage import Directory
 
-VERSION = 1
+VERSION = 2
 
 Rows = npt.NDArray[np.int64]
 Reasons = npt.NDArray[np.object_]
+
+#: What is read of the measures; the image features stay where they are.
+COLUMNS = ["row", "uid", "split", *IMAGE_MEASURES.names, "captions"]
 
 _SCHEMA = pa.schema(
     [
@@ -58,7 +60,9 @@ class _Verdicts:
 
 def select(task: Task, parts: list[str], config: FilterConfig) -> StageReport:
     """Write each part's verdicts, then the stage's mark: one row per part with its kept images."""
-    tables = [tables_of(task.run, "filter").read_table(f"{part}.parquet") for part in parts]
+    tables = [
+        tables_of(task.run, "filter").read_table(f"{part}.parquet", COLUMNS) for part in parts
+    ]
     verdicts = _judge(pa.concat_tables(tables), config)
     ends = np.cumsum([table.num_rows for table in tables])
     spans = list(zip(parts, [0, *ends[:-1].tolist()], ends.tolist(), strict=True))
@@ -73,7 +77,7 @@ def select(task: Task, parts: list[str], config: FilterConfig) -> StageReport:
         table = _part_table(texts, start, end, verdicts, pools)
         task.write(part, table)
         kept.append(table["reason"].null_count)
-    task.write("all", pa.table({"part": parts, "kept": kept}))
+    task.write(ALL, pa.table({"part": parts, "kept": kept}))
     return StageReport(counts={"fetched": len(verdicts.row), "kept": sum(kept)})
 
 
@@ -215,24 +219,3 @@ def _texts(run: Directory, part: str) -> list[list[str]]:
 
 def _objects(column: pa.Array | pa.ChunkedArray) -> Reasons:
     return np.array([*column.to_pylist(), None], dtype=object)[:-1]
-
-
-def kept_samples(run: Directory, parts: list[str]) -> list[Packed]:
-    """Return the samples to pack: kept by `select`, and not dropped later for want of captions."""
-    samples = []
-    for part in parts:
-        scored = tables_of(run, "score").read_table(f"{part}.parquet", ["row", "uid", "reason"])
-        kept = scored.filter(pc.is_null(scored["reason"]))
-        outcome = tables_of(run, "download").read_table(
-            f"{part}.parquet", ["row", "split", "image_size"]
-        )
-        places = pc.index_in(kept["row"], value_set=outcome["row"].combine_chunks())
-        found = outcome.take(places.combine_chunks())
-        for uid, split, size in zip(
-            kept["uid"].to_pylist(),
-            found["split"].to_pylist(),
-            found["image_size"].to_pylist(),
-            strict=True,
-        ):
-            samples.append(Packed(part, uid, split, size))
-    return samples

@@ -9,6 +9,9 @@ import pyarrow as pa
 from pipeline.storage import Directory
 
 TABLES = "tables"
+SHARDS = "shards"
+#: The name of a job that concerns the whole run, and of its table.
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,14 @@ class Task:
 
 @dataclass(frozen=True)
 class StageReport:
-    """What a finished task tells the driver; goes into `events.jsonl`."""
+    """What a finished task tells the driver; goes into `events.jsonl`.
+
+    `counts` and `bytes` add up over parts; `figures` are anything else worth watching.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def tables_of(run: Directory, stage: str) -> Directory:
