@@ -6,7 +6,8 @@ higher is better.
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,6 +62,69 @@ class LinearAlignmentConfig(Settings):
     )
 
 
+class ClipAlignmentConfig(Settings):
+    """`alignment: clip`: the dual encoder of the config's `embed` section compares them."""
+
+    kind: Literal["clip"] = Field(
+        default="clip",
+        description="cosine of image and caption by the model of `embed`; CLIPScore (Hessel et "
+        "al. 2021) and the filters of LAION and DataComp",
+    )
+
+
+AlignmentConfig = Annotated[
+    LinearAlignmentConfig | ClipAlignmentConfig, Field(discriminator="kind")
+]
+
+
+class WordAgreementConfig(Settings):
+    """`agreement: words`: things and attributes that an image's other captions name too."""
+
+    kind: Literal["words"] = Field(
+        default="words",
+        description="compare what captions name: things, attributes and which belong together",
+    )
+
+
+class EncoderAgreementConfig(Settings):
+    """`agreement: encoder`: cosine of captions by a Hugging Face text encoder, mean-pooled."""
+
+    kind: Literal["encoder"] = Field(
+        default="encoder", description="compare captions by a text encoder (Sentence-BERT, 2019)"
+    )
+    model: str = Field(
+        description="hub name such as sentence-transformers/all-MiniLM-L6-v2, or a local folder"
+    )
+    revision: str | None = Field(
+        default=None, description="commit, branch or tag on the hub; null is its main branch"
+    )
+    batch_size: int = Field(
+        default=256, ge=1, le=8192, description="per forward pass; halved on OOM [captions]"
+    )
+    dtype: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto", description="weights and activations; auto is bf16 on GPUs that have it"
+    )
+    device: str = Field(
+        default="auto", description="torch device; auto is cuda if there is one, else cpu"
+    )
+    resources: dict[str, float] = Field(
+        default={}, description="Dask worker resources the encoder needs, such as {GPU: 1}"
+    )
+
+    @model_validator(mode="after")
+    def _runnable(self) -> EncoderAgreementConfig:
+        if not self.model.strip():
+            raise ValueError("model: empty; give a hub name or a folder")
+        if self.device != "auto" and not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", self.device):
+            raise ValueError(f"device: got {self.device!r}, allowed: auto, cpu, mps, cuda, cuda:0")
+        return self
+
+
+AgreementConfig = Annotated[
+    WordAgreementConfig | EncoderAgreementConfig, Field(discriminator="kind")
+]
+
+
 class QualityConfig(Settings):
     """`quality`: weighted geometric mean of the other scores, so that one near zero shows.
 
@@ -105,12 +169,34 @@ class ScoreConfig(Settings):
     language: LanguageScoreConfig | None = Field(
         default=LanguageScoreConfig(), description="language score; null leaves it out"
     )
-    alignment: LinearAlignmentConfig | None = Field(
-        default=LinearAlignmentConfig(), description="image-text alignment; null leaves it out"
+    alignment: AlignmentConfig | None = Field(
+        default=LinearAlignmentConfig(),
+        description="image-text alignment: linear, clip; null leaves it out",
+    )
+    agreement: AgreementConfig | None = Field(
+        default=WordAgreementConfig(),
+        description="agreement with the image's other captions: words, encoder; null leaves it out",
+    )
+    fit_images: int = Field(
+        default=200_000,
+        ge=1,
+        le=10_000_000,
+        description="most images that alignment and agreement are fitted on, drawn by uid; 200,000 "
+        "take minutes however large the run is [images]",
     )
     quality: QualityConfig = Field(
         default=QualityConfig(), description="how the scores combine into quality"
     )
 
 
-__all__ = ["LanguageScoreConfig", "LinearAlignmentConfig", "QualityConfig", "ScoreConfig"]
+__all__ = [
+    "AgreementConfig",
+    "AlignmentConfig",
+    "ClipAlignmentConfig",
+    "EncoderAgreementConfig",
+    "LanguageScoreConfig",
+    "LinearAlignmentConfig",
+    "QualityConfig",
+    "ScoreConfig",
+    "WordAgreementConfig",
+]
