@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.scorers.alignment import (
-    LARGEST_INFORMATION,
     LinearAlignment,
     all_pairs_information,
     project_pairs,
 )
+from pipeline.scorers.alignment_odds import tilt
 from pipeline.scorers.alignment_statistics import AlignmentStatistics, Doubles
 from pipeline.scorers.config import LinearAlignmentConfig
 
@@ -171,14 +171,7 @@ def _rank_quality(
 
 
 def _calibrate(model: LinearAlignment, total: AlignmentStatistics) -> Doubles:
-    """Return a, b such that σ(a s + b) is the probability that a caption is of its image.
-
-    The run's pairs are a mixture: a share π right, the others as good as deranged. If right pairs
-    have the density of deranged ones tilted by exp(a s + b), the likelihood of the run's pairs is
-    Π (π exp(a s + b) + 1 - π), and b follows from a because a density integrates to 1 (the
-    exponential tilt of Anderson 1979). a and π are found on a grid. The probability is for even
-    odds of right and deranged, whatever π is.
-    """
+    """Return a, b such that σ(a s + b) is the probability that a caption is of its image."""
     right, wrong = [], []
     for fold in range(len(model.correlation)):
         mine = total.sample_fold == fold
@@ -190,13 +183,4 @@ def _calibrate(model: LinearAlignment, total: AlignmentStatistics) -> Doubles:
         wrong.append(information[~np.eye(len(information), dtype=bool)])
     if not right:
         return np.array([1.0, 0.0])
-    s, deranged = np.concatenate(right), np.concatenate(wrong)
-    best = (-np.inf, 1.0, 0.0)
-    for slope in np.geomspace(0.02, 4.0, 48):
-        peak = slope * deranged.max()
-        offset = -(peak + np.log(np.mean(np.exp(slope * deranged - peak))))
-        tilt = np.exp(np.clip(slope * s + offset, -LARGEST_INFORMATION, LARGEST_INFORMATION))
-        for share in np.linspace(0.3, 0.99, 24):
-            likelihood = float(np.log(share * tilt + 1 - share).mean())
-            best = max(best, (likelihood, float(slope), float(offset)))
-    return np.array(best[1:])
+    return np.array(tilt(np.concatenate(right), np.concatenate(wrong)))

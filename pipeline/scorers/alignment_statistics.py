@@ -9,7 +9,7 @@ Dimensions: n images, m captions, F image features, T text features, K folds.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,22 +82,17 @@ def accumulate(
     sums = _empty(images.shape[1], config)
     sound = np.asarray(np.isfinite(images).all(axis=1))
     chosen: dict[int, tuple[int, Floats]] = {}
-    for start in range(0, len(texts), _CHUNK):
-        rows = owner[start : start + _CHUNK]
-        text = text_features(texts[start : start + _CHUNK], config.text_width)
-        use = sound[rows] & np.asarray(text.any(axis=1))
-        for fold in range(config.folds):
-            mine = use & (folds[rows] == fold)
-            # float64 before the product: float32 sums of millions of pairs lose digits.
-            x, y = images[rows[mine]].astype(np.float64), text[mine].astype(np.float64)
-            sums.count[fold] += len(x)
-            sums.image_sum[fold] += x.sum(0)
-            sums.text_sum[fold] += y.sum(0)
-            sums.image_image[fold] += x.T @ x
-            sums.image_text[fold] += x.T @ y
-            sums.text_text[fold] += y.T @ y
+    # Captions in the order of their images: an image's captions are summed before the products,
+    # which then cost as much for many captions as for one.
+    order = np.argsort(owner, kind="stable")
+    for places in _chunks(owner[order]):
+        numbers = order[places]
+        some = [texts[number] for number in numbers]
+        text = text_features(some, config.text_width)
+        use = sound[owner[numbers]] & np.asarray(text.any(axis=1))
+        _add(sums, images, text[use], owner[numbers[use]], folds)
         for position in np.flatnonzero(use):
-            row, caption = int(rows[position]), texts[start + int(position)]
+            row, caption = int(owner[numbers[position]]), some[position]
             rank = _key(f"{uids[row]}/{caption}")
             if row not in chosen or rank < chosen[row][0]:
                 chosen[row] = (rank, text[position].copy())
@@ -107,6 +102,39 @@ def accumulate(
         sums.sample_image = images[kept].astype(np.float32)
         sums.sample_text = np.stack([chosen[row][1] for row in kept])
     return sums
+
+
+def _chunks(owners: NDArray[np.int64]) -> Iterator[slice]:
+    """Yield slices of about `_CHUNK` captions that do not part an image's captions."""
+    start = 0
+    while start < len(owners):
+        stop = min(start + _CHUNK, len(owners))
+        while stop < len(owners) and owners[stop] == owners[stop - 1]:
+            stop += 1
+        yield slice(start, stop)
+        start = stop
+
+
+def _add(
+    sums: AlignmentStatistics,
+    images: Floats,
+    text: Floats,
+    owner: NDArray[np.int64],
+    folds: NDArray[np.int64],
+) -> None:
+    """Add pairs to the sums; `owner` (m,) ascending is the row of each of the captions' images."""
+    for fold in np.unique(folds[owner]):
+        mine = folds[owner] == fold
+        rows, first, count = np.unique(owner[mine], return_index=True, return_counts=True)
+        # float64 before the product: float32 sums of millions of pairs lose digits.
+        x, y = images[rows].astype(np.float64), text[mine].astype(np.float64)
+        weighted = x * count[:, None]
+        sums.count[fold] += len(y)
+        sums.image_sum[fold] += weighted.sum(0)
+        sums.text_sum[fold] += y.sum(0)
+        sums.image_image[fold] += x.T @ weighted
+        sums.image_text[fold] += x.T @ np.add.reduceat(y, first, axis=0)
+        sums.text_text[fold] += y.T @ y
 
 
 def folds_of(uids: Sequence[str], folds: int) -> NDArray[np.int64]:
