@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.funnel import check, count_rows, format_funnel
-from pipeline.part import Part
+from pipeline.funnel import FunnelCount, check, format_funnel
 from pipeline.stages.failures import FAILURES
 from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
@@ -31,21 +30,36 @@ def run(tmp_path: Path) -> Directory:
         {
             "row": [0, 2, 3, 5],
             "reason": pa.array([None, "too_small", None, None], STRING),
-            "caption_reasons": pa.array(
-                [[None, "url"], ["image_dropped"], [], None], pa.list_(STRING)
-            ).fill_null([]),
+            "caption_reasons": [[None, "url"], ["image_dropped"], [None], [None, None]],
         }
     )
     tables_of(run, "select").write_table("00000.parquet", selected)
-    scored = pa.table({"row": [0, 3, 5], "reason": pa.array([None, "no_caption", None], STRING)})
+    captions = [["alt", "x:short"], ["alt", "x:short", "x:detail"], ["alt", "alt", "x:short"]]
+    scored = pa.table(
+        {"row": [0, 3, 5], "captions": [[{"source": s} for s in row] for row in captions]}
+    )
     tables_of(run, "score").write_table("00000.parquet", scored)
+    chosen = pa.table(
+        {
+            "row": [0, 3, 5],
+            "reason": pa.array([None, "no_caption", None], STRING),
+            "caption_reasons": pa.array(
+                [[None, "low"], ["low", None, None], [None, "low", None]], pa.list_(STRING)
+            ),
+        }
+    )
+    tables_of(run, "choose").write_table("00000.parquet", chosen)
+    written = [["a", "b", "c"], ["d"], ["e", "f"]]
+    tables_of(run, "recaption").write_table("00000.parquet", pa.table({"captions": written}))
     return run
 
 
 @pytest.fixture
 def funnel(run: Directory) -> dict[str, Any]:
-    parts = [Part(0, 0, 6, "a"), Part(1, 6, 4, "b")]
-    return count_rows(run, parts, parts[:1])
+    count = FunnelCount()
+    count.add_part(run, "00000")
+    count.add_failed_part(4)
+    return count.result()
 
 
 def test_rows_are_counted_by_what_became_of_them(funnel: dict[str, Any]) -> None:
@@ -60,7 +74,17 @@ def test_rows_are_counted_by_what_became_of_them(funnel: dict[str, Any]) -> None
         },
         "kept": 2,
         "dropped": {"no_caption": 1, "too_small": 1},
-        "captions": {"alt_texts": 3, "kept": 1, "dropped": {"image_dropped": 1, "url": 1}},
+        "captions": {
+            "alt_texts": 6,
+            "kept": 2,
+            "dropped": {"image_dropped": 1, "low": 2, "url": 1},
+        },
+        # Six were written; two images of three that were captioned have four of them.
+        "new_captions": {
+            "written": 6,
+            "kept": 1,
+            "dropped": {"image_dropped": 2, "low": 1, "not_needed": 2},
+        },
     }
 
 
@@ -84,6 +108,7 @@ def _one_more(*path: str) -> Callable[[dict[str, Any]], None]:
         (_one_more("captions", "alt_texts"), "captions are missing"),
         (_one_more("captions", "kept"), "captions are missing"),
         (_one_more("captions", "dropped", "url"), "captions are missing"),
+        (_one_more("new_captions", "kept"), "captions are missing"),
     ],
 )
 def test_a_count_that_is_off_by_one_is_found(
@@ -108,6 +133,7 @@ def test_the_printed_funnel_names_every_reason(funnel: dict[str, Any]) -> None:
 def test_an_empty_funnel_prints() -> None:
     nothing = {"alt_texts": 0, "kept": 0, "dropped": {}}
     empty = {"rows": 0, "fetched": 0, "failed": {}, "kept": 0, "dropped": {}, "captions": nothing}
+    empty["new_captions"] = {"written": 0, "kept": 0, "dropped": {}}
     check(empty)
     assert "rows in" in format_funnel(empty)
 

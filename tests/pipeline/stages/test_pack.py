@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import tarfile
 from collections.abc import Callable
@@ -12,98 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import webdataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.schema import INDEX_FILE, SCORES, check_index, index_schema
-from pipeline.settings import ConfigError, build
-from pipeline.stages.pack import (
-    SHARDS,
-    PackConfig,
-    Packed,
-    Shard,
-    best_caption,
-    image_format,
-    pack,
-    plan_shards,
-)
-from pipeline.stages.select import kept_samples
-from pipeline.stages.task import Task, tables_of
+from pipeline.stages.pack import best_caption, image_format, pack
+from pipeline.stages.shuffle import PackConfig, plan, planned
+from pipeline.stages.task import SHARDS, Task, tables_of
 from pipeline.storage import Directory
-
-SAMPLES = st.lists(
-    st.tuples(
-        st.sampled_from(["00000", "00001", "00002", "00003"]),
-        st.sampled_from(["train", "test"]),
-        st.integers(1, 3_000_000),
-    ),
-    max_size=40,
-).map(
-    lambda found: [
-        Packed(part, f"{number:032x}", split, size)
-        for number, (part, split, size) in enumerate(sorted(found))
-    ]
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    kept=SAMPLES,
-    mb=st.sampled_from([0.5, 2, 5, 1000]),
-    window=st.integers(1, 5),
-    seed=st.integers(0, 9),
-)
-def test_the_plan_uses_every_sample_once_within_size_and_window(
-    kept: list[Packed], mb: float, window: int, seed: int
-) -> None:
-    config = PackConfig(shard_mb=mb, window=window, seed=seed)
-    shards = plan_shards(kept, config)
-    assert shards == plan_shards(list(kept), config)
-    packed = [sample for shard in shards for sample in shard.samples]
-    assert sorted(packed, key=lambda s: s.uid) == sorted(kept, key=lambda s: s.uid)
-    for split in ("test", "train"):
-        own = [shard for shard in shards if shard.name.startswith(f"{split}-")]
-        assert [shard.name for shard in own] == [f"{split}-{n:05d}" for n in range(len(own))]
-        for shard in own:
-            assert {sample.split for sample in shard.samples} == {split}
-            sizes = [sample.size for sample in shard.samples]
-            assert sum(sizes) <= mb * 1e6 or len(sizes) == 1
-        for shard, following in itertools.pairwise(own):
-            # No shard is cut before it is full.
-            assert sum(s.size for s in shard.samples) + following.samples[0].size > mb * 1e6
-        stream = [sample.part for shard in own for sample in shard.samples]
-        _check_windows(stream, window)
-
-
-def _check_windows(stream: list[str], window: int) -> None:
-    """Parts come in groups of `window`: the stream never returns to a group it has left."""
-    groups: list[set[str]] = [set()]
-    for part in stream:
-        if part in groups[-1] or len(groups[-1]) < window:
-            groups[-1].add(part)
-        else:
-            groups.append({part})
-    seen = [part for group in groups for part in group]
-    assert len(seen) == len(set(seen))
-
-
-def test_the_seed_and_the_window_shuffle() -> None:
-    kept = [Packed(f"{n // 10:05d}", f"{n:032x}", "train", 1) for n in range(100)]
-    first, second = (
-        [s.uid for shard in plan_shards(kept, PackConfig(seed=seed)) for s in shard.samples]
-        for seed in (0, 1)
-    )
-    assert first != second
-    assert first != sorted(first)
-    mixed = plan_shards(kept, PackConfig(shard_mb=10 / 1e6))[0]
-    assert len({sample.part for sample in mixed.samples}) > 1
-    alone = plan_shards(kept, PackConfig(shard_mb=10 / 1e6, window=1))
-    assert all(len({sample.part for sample in shard.samples}) == 1 for shard in alone)
-
-
-def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(ConfigError, match="seed"):
-        build(PackConfig, {"seed": -1})
 
 
 def caption(text: str, quality: float | None = None, wording: float | None = None) -> dict:
@@ -122,7 +35,11 @@ def make_run(run: Directory, image: Callable[..., bytes]) -> Directory:
     metas = [pa.array([1, None, 3], pa.int64()), pa.array(["x", "y", None])]
     captions = [
         [[caption("low", 0.25, 0.5), caption("high — 雨", 0.75)], [caption("dropped")], []],
-        [[caption("one", 0.123456)], [caption("null")], [caption("tie a", 0.5)]],
+        [
+            [caption("bad", 0.9), caption("one", 0.123456)],
+            [caption("null")],
+            [caption("tie a", 0.5)],
+        ],
     ]
     for number, part in enumerate(("00000", "00001")):
         images = [image(kind, 10 * number + n) for n, kind in enumerate(kinds[number])]
@@ -137,6 +54,7 @@ def make_run(run: Directory, image: Callable[..., bytes]) -> Directory:
                 "uid": uids,
                 "image_offset": offsets,
                 "image_size": [len(data) for data in images],
+                "raw": [f"{part}.tar"] * 3,
                 "width": pa.array([40] * 3, pa.int32()),
                 "height": pa.array([30] * 3, pa.int32()),
                 "url": [f"http://h/{row}" for row in rows],
@@ -147,38 +65,55 @@ def make_run(run: Directory, image: Callable[..., bytes]) -> Directory:
             }
         )
         tables_of(run, "download").write_table(f"{part}.parquet", outcome)
-        reasons = pa.array([None, "no_caption" if number == 0 else None, None], pa.string())
-        scored = pa.table(
-            {"row": rows, "uid": uids, "reason": reasons, "captions": captions[number]}
-        )
+        scored = pa.table({"row": rows, "uid": uids, "captions": captions[number]})
         tables_of(run, "score").write_table(f"{part}.parquet", scored)
+        judged = {
+            "row": rows,
+            "uid": uids,
+            "split": outcome["split"],
+            "size": outcome["image_size"],
+            "reason": pa.array([None, "no_caption" if number == 0 else None, None], pa.string()),
+            "caption_reasons": pa.array(
+                [
+                    ["low_quality" if c["text"] == "bad" else None for c in row]
+                    for row in captions[number]
+                ],
+                pa.list_(pa.string()),
+            ),
+        }
+        tables_of(run, "choose").write_table(f"{part}.parquet", pa.table(judged))
     return run
 
 
-def pack_all(run: Directory) -> list[Shard]:
-    kept = kept_samples(run, ["00000", "00001"])
-    shards = plan_shards(kept, PackConfig())
-    for shard in shards:
-        pack(Task(run, "pack", "mark"), shard)
-    return shards
+def pack_all(run: Directory) -> dict[str, list[str]]:
+    """Plan and pack; return the uids of each shard in order."""
+    plan(Task(run, "plan", "mark"), ["00000", "00001"], PackConfig())
+    for shard in planned(run):
+        pack(Task(run, "pack", "mark"), shard.name)
+    return {
+        shard.name: tables_of(run, "plan").read_table(f"{shard.name}.parquet")["uid"].to_pylist()
+        for shard in planned(run)
+    }
 
 
 def index_of(run: Directory, shard: str) -> list[dict[str, Any]]:
     return list(tables_of(run, "pack").read_table(f"{shard}.parquet").to_pylist())
 
 
-def test_dropped_samples_are_not_packed(run: Directory) -> None:
-    kept = kept_samples(run, ["00000", "00001"])
-    assert sorted(int(sample.uid, 16) for sample in kept) == [0, 2, 3, 4, 5]
-    assert {int(s.uid, 16) for s in kept if s.split == "test"} == {2, 5}
-    assert all(sample.size > 100 for sample in kept)
+def test_dropped_samples_and_captions_are_not_packed(run: Directory) -> None:
+    shards = pack_all(run)
+    assert sorted(int(uid, 16) for uids in shards.values() for uid in uids) == [0, 2, 3, 4, 5]
+    assert {int(uid, 16) for uid in shards["test-00000"]} == {2, 5}
+    packed = (run / SHARDS).read_bytes("train-00000.tar")
+    assert b'"bad"' not in packed
+    assert b'"one"' in packed
 
 
 def test_members_lie_where_the_index_says(run: Directory, image: Callable[..., bytes]) -> None:
-    for shard in pack_all(run):
-        tar = (run / SHARDS).read_bytes(f"{shard.name}.tar")
-        rows = index_of(run, shard.name)
-        assert [row["uid"] for row in rows] == [sample.uid for sample in shard.samples]
+    for shard, uids in pack_all(run).items():
+        tar = (run / SHARDS).read_bytes(f"{shard}.tar")
+        rows = index_of(run, shard)
+        assert [row["uid"] for row in rows] == uids
         for row in rows:
             number = int(row["uid"], 16)
             data = tar[row["image_offset"] :][: row["image_size"]]
@@ -189,13 +124,13 @@ def test_members_lie_where_the_index_says(run: Directory, image: Callable[..., b
             assert member["uid"] == row["uid"]
             assert member["url"] == f"http://h/{number}"
             assert len(member["captions"]) == row["n_captions"]
-            assert row["split"] == shard.name.split("-")[0]
+            assert row["split"] == shard.split("-")[0]
 
 
 def test_stock_webdataset_reads_the_shards(run: Directory) -> None:
     read: dict[str, Any] = {}
     for shard in pack_all(run):
-        url = f"file:{(run / SHARDS).path(f'{shard.name}.tar')}"
+        url = f"file:{(run / SHARDS).path(f'{shard}.tar')}"
         for sample in webdataset.WebDataset(url, shardshuffle=False):
             read[sample["__key__"]] = sample
     assert len(read) == 5
@@ -219,8 +154,8 @@ def test_stock_webdataset_reads_the_shards(run: Directory) -> None:
 
 
 def test_the_index_follows_the_schema(run: Directory) -> None:
-    shards = pack_all(run)
-    table = tables_of(run, "pack").read_table(f"{shards[-1].name}.parquet")
+    pack_all(run)
+    table = tables_of(run, "pack").read_table("train-00000.parquet")
     fixed = index_schema([])
     assert table.schema.names[: len(fixed)] == fixed.names
     assert all(table.schema.field(name).type == fixed.field(name).type for name in fixed.names)
@@ -239,16 +174,16 @@ def test_equal_samples_are_equal_bytes(
     run: Directory, tmp_path: Path, image: Callable[..., bytes]
 ) -> None:
     again = make_run(Directory(tmp_path / "again"), image)
-    for shard in pack_all(run):
-        pack(Task(again, "pack", "mark"), shard)
-        name = f"{shard.name}.tar"
+    pack_all(again)
+    for shard, uids in pack_all(run).items():
+        name = f"{shard}.tar"
         assert (run / SHARDS).read_bytes(name) == (again / SHARDS).read_bytes(name)
         with tarfile.open((run / SHARDS).path(name)) as tar:
             members = tar.getmembers()
         fixed = {(m.mtime, m.mode, m.uname, m.gname, m.uid, m.gid) for m in members}
         assert fixed == {(0, 0o444, "tcjepa", "tcjepa", 0, 0)}
         extensions = [m.name.rpartition(".")[2] for m in members]
-        assert len(extensions) == 3 * len(shard.samples)
+        assert len(extensions) == 3 * len(uids)
     assert (run / SHARDS).names() == ["test-00000.tar", "train-00000.tar"]
     assert not (run / SHARDS).exists(INDEX_FILE)  # written when all shards are there
 
@@ -273,7 +208,7 @@ def test_packing_works_on_any_file_system(image: Callable[..., bytes]) -> None:
         data = (remote / SHARDS).read_bytes("train-00000.tar")
         row = index_of(remote, "train-00000")[0]
         assert json.loads(data[row["json_offset"] :][: row["json_size"]])["uid"] == row["uid"]
-        assert (remote / SHARDS).names() == [f"{shard.name}.tar" for shard in shards]
+        assert (remote / SHARDS).names() == [f"{shard}.tar" for shard in shards]
     finally:
         remote.fs.store.clear()
 
