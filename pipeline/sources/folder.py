@@ -49,12 +49,12 @@ class FolderConfig(Settings):
 class FolderSource:
     """One row per image file, by path, then one per table entry whose file is missing."""
 
-    in_place = False
+    in_place: bool = False
 
     def __init__(self, config: FolderConfig) -> None:
         self.config = config
         self._root = Path(config.images).expanduser()
-        self.local_root = str(self._root.resolve())
+        self.local_root: str | None = str(self._root.resolve())
         columns = [config.image_column, *config.caption_columns, *config.keep_columns]
         self._columns = list(dict.fromkeys(columns))
 

@@ -8,9 +8,11 @@ import json
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+import braceexpand
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,21 +27,52 @@ _PEEK = 100
 #: Longest quoted field. An opening quote that is never closed costs its own line, not the file.
 _RECORD_LINES = 1000
 _READ_BATCH = 4096
+_LOOKUPS = 16  # files looked up at once
 
 
-def expand(paths: str | Sequence[str]) -> list[str]:
+def expand(paths: str | Sequence[str], braces: bool = False) -> list[str]:
     """Return the files that paths, URLs and globs name, sorted within each glob.
 
-    Raises `ConfigError` for a path that names no file.
+    With `braces`, lists such as `{00000..00331}` are expanded first. Raises `ConfigError` for a
+    path that names no file, or that no installed file system reads.
     """
-    found: list[str] = []
-    for path in [paths] if isinstance(paths, str) else paths:
+    given = [paths] if isinstance(paths, str) else list(paths)
+    if braces:
+        given = [path for pattern in given for path in _expand_braces(pattern)]
+    # Asked of an object store one by one, the files of a long list would take minutes.
+    with ThreadPoolExecutor(_LOOKUPS) as pool:
+        return [file for files in pool.map(_matches, given) for file in files]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    try:
+        return list(braceexpand.braceexpand(pattern, escape=False))
+    except ValueError as error:
+        raise ConfigError(f"source.paths: {pattern}: {error}") from error
+
+
+def _matches(path: str) -> list[str]:
+    try:
         matches = sorted(fsspec.open_files(path), key=lambda file: str(file.path))
         files = [str(f.fs.unstrip_protocol(f.path)) for f in matches if f.fs.exists(f.path)]
-        if not files:
-            raise ConfigError(f"source.paths: {path} names no file")
-        found += files
-    return found
+    except ImportError as error:  # the file system's package is an extra
+        raise ConfigError(f"source.paths: {path}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"source.paths: {path} cannot be read: {error}") from error
+    if not files:
+        raise ConfigError(f"source.paths: {path} names no file")
+    return files
+
+
+def file_mark(path: str) -> str:
+    """Return a file's size and modification mark, which change when its content may have."""
+    fs, name = fsspec.core.url_to_fs(path)
+    try:
+        info = fs.info(name)
+    except FileNotFoundError:
+        return "absent"
+    mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified") if k in info), "")
+    return f"{info.get('size')}|{mark}"
 
 
 def file_format(path: str, configured: str = "auto") -> str:

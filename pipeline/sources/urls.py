@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
-import fsspec
 from pydantic import Field, field_validator
 
 from pipeline.settings import Settings
@@ -24,7 +23,14 @@ from pipeline.sources.row import (
     split_error,
     url_error,
 )
-from pipeline.sources.tables import MALFORMED, check_columns, expand, file_format, read_rows
+from pipeline.sources.tables import (
+    MALFORMED,
+    check_columns,
+    expand,
+    file_format,
+    file_mark,
+    read_rows,
+)
 
 
 class UrlsConfig(Settings):
@@ -57,8 +63,8 @@ class UrlsConfig(Settings):
 class UrlsSource:
     """Rows of URL lists, in file order."""
 
-    in_place = False
-    local_root = None
+    in_place: bool = False
+    local_root: str | None = None
 
     def __init__(self, config: UrlsConfig) -> None:
         self.config = config
@@ -76,12 +82,7 @@ class UrlsSource:
         """Return a digest of the config and of each file's size and modification mark."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         for path in expand(self.config.paths):
-            fs, name = fsspec.core.url_to_fs(path)
-            info = fs.info(name)
-            mark = next(
-                (info[k] for k in ("ETag", "etag", "mtime", "LastModified") if k in info), ""
-            )
-            digest.update(f"{path}|{info.get('size')}|{mark}\n".encode())
+            digest.update(f"{path}|{file_mark(path)}\n".encode())
         return digest.hexdigest()
 
     def rows(self) -> Iterator[Row]:

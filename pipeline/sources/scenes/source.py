@@ -19,8 +19,8 @@ _WORLD_VERSION = 1
 class ScenesSource:
     """Rows of the world a config describes; `serve` runs its server."""
 
-    in_place = False
-    local_root = None
+    in_place: bool = False
+    local_root: str | None = None
 
     def __init__(self, config: ScenesConfig) -> None:
         self.config = config
