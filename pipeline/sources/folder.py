@@ -20,7 +20,7 @@ from pipeline.sources.row import (
     clean_captions,
     clean_text,
 )
-from pipeline.sources.tables import MALFORMED, check_columns, file_format, read_rows
+from pipeline.sources.tables import MALFORMED, Layout, check_columns, file_format, read_rows
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -68,7 +68,8 @@ class FolderSource:
             return
         if not Path(self.config.captions).expanduser().is_file():
             raise ConfigError(f"source.captions: {self.config.captions} is not a file")
-        check_columns(self.config.captions, file_format(self.config.captions), self._columns)
+        layout = Layout(file_format(self.config.captions))
+        check_columns(self.config.captions, layout, self._columns)
 
     def fingerprint(self) -> str:
         """Return a digest of the config and of each file's size and modification time."""
@@ -122,7 +123,8 @@ class FolderSource:
         config = self.config
         if config.captions is None:
             return entries, 0
-        for raw in read_rows(config.captions, file_format(config.captions), self._columns):
+        layout = Layout(file_format(config.captions))
+        for raw in read_rows(config.captions, layout, self._columns):
             if raw is MALFORMED:
                 malformed += 1
                 continue

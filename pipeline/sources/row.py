@@ -6,6 +6,7 @@ from the closed list `ROW_ERRORS`, so that every count downstream adds up to the
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import string
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote_plus, urlsplit, urlunsplit
 
 import pyarrow as pa
 
@@ -60,6 +61,8 @@ Row = dict[str, Any]
 
 # C0 and C1 controls, and surrogates (which UTF-8 cannot hold).
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TAG = re.compile(r"<[^<>]*>")
 # A split names shard files, so it must not hold a path.
 SPLIT_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 
@@ -106,6 +109,20 @@ def clean_captions(value: Any) -> list[str]:
 def as_text(value: Any) -> str:
     """Return a cell as text; invalid UTF-8 in a binary cell becomes U+FFFD."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def as_sha256(value: Any) -> str | None:
+    """Return a cell as 64 lower-case hex digits, or None if it is no SHA-256."""
+    text = "" if is_null(value) else as_text(value).strip().lower()
+    return text if _SHA256.fullmatch(text) else None
+
+
+def plain_text(markup: str) -> str:
+    """Return text of Flickr's metadata dumps without its encoding.
+
+    YFCC100M's titles and descriptions are percent-encoded with `+` for spaces, and hold HTML.
+    """
+    return " ".join(html.unescape(_TAG.sub(" ", unquote_plus(markup))).split())
 
 
 def is_null(value: Any) -> bool:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -90,10 +91,29 @@ def file_format(path: str, configured: str = "auto") -> str:
     return guess
 
 
-def check_columns(path: str, kind: str, wanted: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Layout:
+    """How a table is written: its format, and what a csv or tsv file cannot say of itself.
+
+    `names` are the columns of a file without a header line. Where fields are not `quoted`, a
+    double quote is a character like any other.
+    """
+
+    kind: str
+    names: tuple[str, ...] | None = None
+    quoted: bool = True
+
+    @property
+    def delimiter(self) -> str:
+        """What separates the fields of a csv or tsv file."""
+        return "\t" if self.kind == "tsv" else ","
+
+
+def check_columns(path: str, layout: Layout, wanted: Sequence[str]) -> None:
     """Raise `ConfigError` if a file lacks a wanted column or names a column twice."""
+    kind = layout.kind
     try:
-        names = _column_names(path, kind)
+        names = _column_names(path, layout)
     except (OSError, EOFError, csv.Error, pa.ArrowInvalid) as error:
         raise ConfigError(f"{path} cannot be read as {kind}: {error}") from error
     twice = sorted(name for name, n in Counter(names).items() if n > 1)
@@ -104,16 +124,32 @@ def check_columns(path: str, kind: str, wanted: Sequence[str]) -> None:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(f"{path} has no column {name!r}; {hint}it has {', '.join(names)}")
+    _check_names(path, layout)
 
 
-def read_rows(path: str, kind: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _check_names(path: str, layout: Layout) -> None:
+    """Raise `ConfigError` if a file without a header has another number of fields than names."""
+    if layout.names is None:
+        return
+    if layout.kind not in ("csv", "tsv"):
+        raise ConfigError(f"source.columns: {path} is {layout.kind}, which names its own columns")
+    with _open_text(path) as file:
+        fields: list[str] = next(_reader(file, layout), [])
+    if len(fields) != len(layout.names):
+        raise ConfigError(
+            f"source.columns: names {len(layout.names)} columns, but the first line of {path} has "
+            f"{len(fields)} fields"
+        )
+
+
+def read_rows(path: str, layout: Layout, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield each row of a file as a dict of the wanted columns, `MALFORMED` for unreadable ones."""
-    if kind == "parquet":
+    if layout.kind == "parquet":
         yield from _read_parquet(path, columns)
-    elif kind == "jsonl":
+    elif layout.kind == "jsonl":
         yield from _read_jsonl(path, columns)
     else:
-        yield from _read_delimited(path, "\t" if kind == "tsv" else ",", columns)
+        yield from _read_delimited(path, layout, columns)
 
 
 def _open_text(path: str, newline: str = "") -> Any:
@@ -123,17 +159,19 @@ def _open_text(path: str, newline: str = "") -> Any:
     )
 
 
-def _column_names(path: str, kind: str) -> list[str]:
-    if kind == "parquet":
+def _column_names(path: str, layout: Layout) -> list[str]:
+    if layout.names is not None:
+        return list(layout.names)
+    if layout.kind == "parquet":
         with fsspec.open(path, "rb") as file:
             return list(pq.read_schema(file).names)
     with _open_text(path) as file:
-        if kind == "jsonl":
+        if layout.kind == "jsonl":
             seen: dict[str, None] = {}
             for _, line in zip(range(_PEEK), file, strict=False):
                 seen.update(dict.fromkeys(_parse_json(line) or ()))
             return list(seen)
-        return next(_reader(file, "\t" if kind == "tsv" else ","), [])
+        return next(_reader(file, layout), [])
 
 
 def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -152,11 +190,11 @@ def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield MALFORMED if row is None else {name: row.get(name) for name in columns}
 
 
-def _read_delimited(path: str, delimiter: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _read_delimited(path: str, layout: Layout, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     with _open_text(path) as file:
         lines = _Lines(file)
-        reader = _reader(lines, delimiter)
-        header: list[str] = next(reader, [])
+        reader = _reader(lines, layout)
+        header: list[str] = list(layout.names or next(reader, []))
         places = [(name, header.index(name)) for name in columns]
         while True:
             lines.record.clear()
@@ -168,7 +206,7 @@ def _read_delimited(path: str, delimiter: str, columns: Sequence[str]) -> Iterat
             except csv.Error:
                 line = lines.retreat().rstrip("\r\n")
                 # Writers of tsv often leave quotes as they are: a tab needs none.
-                fields = line.split(delimiter) if delimiter == "\t" else None
+                fields = line.split("\t") if layout.kind == "tsv" else None
             if fields == []:
                 continue
             if fields is None or len(fields) != len(header):
@@ -177,9 +215,11 @@ def _read_delimited(path: str, delimiter: str, columns: Sequence[str]) -> Iterat
                 yield {name: fields[place] or None for name, place in places}
 
 
-def _reader(lines: Any, delimiter: str) -> Any:
+def _reader(lines: Any, layout: Layout) -> Any:
     csv.field_size_limit(sys.maxsize)
-    return csv.reader(lines, delimiter=delimiter, strict=True)
+    if layout.quoted:
+        return csv.reader(lines, delimiter=layout.delimiter, strict=True)
+    return csv.reader(lines, delimiter=layout.delimiter, strict=True, quoting=csv.QUOTE_NONE)
 
 
 class _Lines:

@@ -14,17 +14,20 @@ from pipeline.sources.row import (
     SPLIT_PATTERN,
     Row,
     as_scalar,
+    as_sha256,
     as_text,
     ascii_url,
     check_kept,
     clean_captions,
     clean_text,
     is_null,
+    plain_text,
     split_error,
     url_error,
 )
 from pipeline.sources.tables import (
     MALFORMED,
+    Layout,
     check_columns,
     expand,
     file_format,
@@ -41,9 +44,21 @@ class UrlsConfig(Settings):
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = Field(
         "auto", description="format of the lists; auto goes by the file extension, .gz allowed"
     )
+    columns: list[str] | None = Field(
+        None, description="names of the columns of csv or tsv lists without a header line"
+    )
+    quoted: bool = Field(
+        True, description="csv and tsv fields may stand in double quotes; false: quotes are text"
+    )
     url_column: str = Field("url", description="column of the image URL")
     caption_columns: list[str] = Field(
         ["caption"], description="columns of alt texts; a column may hold lists of strings"
+    )
+    caption_markup: Literal["none", "flickr"] = Field(
+        "none", description="what captions are wrapped in; flickr: percent-encoding and HTML"
+    )
+    sha256_column: str | None = Field(
+        None, description="column of the SHA-256 (hex) that the original image file must have"
     )
     split_column: str | None = Field(None, description="column that names the split")
     split: str = Field(
@@ -69,14 +84,13 @@ class UrlsSource:
     def __init__(self, config: UrlsConfig) -> None:
         self.config = config
         columns = [config.url_column, *config.caption_columns, *config.keep_columns]
-        if config.split_column:
-            columns.append(config.split_column)
+        columns += [name for name in (config.split_column, config.sha256_column) if name]
         self._columns = list(dict.fromkeys(columns))
 
     def check(self) -> None:
         """Raise `ConfigError` for a missing file or column, or a column named twice."""
         for path in expand(self.config.paths):
-            check_columns(path, file_format(path, self.config.format), self._columns)
+            check_columns(path, self._layout(path), self._columns)
 
     def fingerprint(self) -> str:
         """Return a digest of the config and of each file's size and modification mark."""
@@ -88,8 +102,12 @@ class UrlsSource:
     def rows(self) -> Iterator[Row]:
         """Yield one row per line of the lists."""
         for path in expand(self.config.paths):
-            for raw in read_rows(path, file_format(path, self.config.format), self._columns):
+            for raw in read_rows(path, self._layout(path), self._columns):
                 yield self._row(raw)
+
+    def _layout(self, path: str) -> Layout:
+        names = tuple(self.config.columns) if self.config.columns else None
+        return Layout(file_format(path, self.config.format), names, self.config.quoted)
 
     def _row(self, raw: Row) -> Row:
         config = self.config
@@ -103,14 +121,19 @@ class UrlsSource:
         url = raw[config.url_column]
         url = None if is_null(url) else as_text(url).strip()
         captions = [text for name in config.caption_columns for text in clean_captions(raw[name])]
+        if config.caption_markup == "flickr":
+            captions = clean_captions([plain_text(text) for text in captions])
         named = raw[config.split_column] if config.split_column else None
         split = config.split if is_null(named) or named == "" else as_text(named)
         error = url_error(url) or split_error(split)
+        column = config.sha256_column
+        expected = {"expected_sha256": as_sha256(raw[column])} if column else {}
         return {
             "url": clean_text(url) if url else None,
             "captions": captions,
             "split": config.split if error else split,
             "row_error": error,
+            **expected,
             **{name: as_scalar(raw[name]) for name in config.keep_columns},
         }
 

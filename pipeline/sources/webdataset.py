@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,13 +28,14 @@ from pipeline.sources.row import (
     SPLIT_PATTERN,
     Row,
     as_scalar,
+    as_sha256,
     as_text,
     check_kept,
     clean_captions,
     clean_text,
     is_null,
 )
-from pipeline.sources.tables import check_columns, expand, file_mark
+from pipeline.sources.tables import Layout, check_columns, expand, file_mark
 from pipeline.sources.tar import Member, Sample, open_tar, samples
 
 #: Extensions of images in tars: those of our shards, and webdataset's second name for JPEG.
@@ -43,7 +43,6 @@ EXTENSIONS: Final = (*IMAGE_EXTENSIONS, "jpeg")
 
 _MAX_TEXT: Final = 1 << 20  # bytes of a caption or metadata member
 _READERS: Final = 8  # tars (or their sidecars) that are read at once
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SUCCESS = "success"
 
 
@@ -132,7 +131,7 @@ class WebdatasetSource:
     def _check_sidecar(self, path: str) -> None:
         config = self.config
         wanted = [config.url_column, *config.caption_columns, *config.keep_columns]
-        check_columns(path, "parquet", list(dict.fromkeys(wanted)))
+        check_columns(path, Layout("parquet"), list(dict.fromkeys(wanted)))
 
     def _tar_rows(self, tar: str) -> list[Row]:
         return list(self._listed(tar) if _has_sidecar(tar) else self._found(tar))
@@ -195,7 +194,7 @@ class WebdatasetSource:
                 "offset": None,
                 "size": None,
                 "error": None,
-                "sha256": _digest(entry.get("sha256")),
+                "sha256": as_sha256(entry.get("sha256")),
                 "original_width": _pixels(entry.get("original_width")),
                 "original_height": _pixels(entry.get("original_height")),
             },
@@ -242,11 +241,6 @@ def _read_text(file: Any, member: Member) -> bytes:
         raise ValueError(f"{member.name} holds {member.size} bytes")
     file.seek(member.offset)
     return bytes(file.read(member.size))
-
-
-def _digest(value: Any) -> str | None:
-    text = str(value).lower()
-    return text if _SHA256.fullmatch(text) else None
 
 
 def _pixels(value: Any) -> int | None:

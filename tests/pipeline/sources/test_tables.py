@@ -20,6 +20,7 @@ from pipeline.settings import ConfigError
 from pipeline.sources.tables import (
     FORMATS,
     MALFORMED,
+    Layout,
     check_columns,
     expand,
     file_format,
@@ -49,7 +50,7 @@ def encode(rows: list[dict[str, Any]], kind: str, columns: tuple[str, ...]) -> b
 
 
 def read(path: Path, *columns: str) -> list[dict[str, Any]]:
-    return list(read_rows(str(path), file_format(str(path)), columns or ("url", "caption")))
+    return list(read_rows(str(path), Layout(file_format(str(path))), columns or ("url", "caption")))
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -60,7 +61,7 @@ def write(path: Path, text: str | bytes) -> Path:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_all_formats_say_the_same(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"list.{kind}", encode(ROWS, kind, ("caption", "url")))
-    check_columns(str(path), kind, ["url", "caption"])
+    check_columns(str(path), Layout(kind), ["url", "caption"])
     assert read(path) == ROWS
 
 
@@ -70,14 +71,14 @@ def test_compressed_lists(tmp_path: Path, kind: str, pack: Any) -> None:
     suffix = "gz" if pack is gzip.compress else "bz2"
     data = pack(encode(ROWS, kind, ("url", "caption")))
     path = write(tmp_path / f"list.{kind}.{suffix}", data)
-    check_columns(str(path), file_format(str(path)), ["url"])
+    check_columns(str(path), Layout(file_format(str(path))), ["url"])
     assert read(path) == ROWS
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"l.{kind}", b"\xef\xbb\xbf" + encode(ROWS, kind, ("url", "caption")))
-    check_columns(str(path), kind, ["url", "caption"])
+    check_columns(str(path), Layout(kind), ["url", "caption"])
     assert read(path) == ROWS
 
 
@@ -120,17 +121,17 @@ def test_a_path_without_a_file_is_refused(tmp_path: Path, name: str) -> None:
 def test_a_missing_column_names_the_nearest(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"list.{kind}", encode(ROWS, kind, ("url", "caption")))
     with pytest.raises(ConfigError, match=r"no column 'captions'; did you mean 'caption'\?"):
-        check_columns(str(path), kind, ["url", "captions"])
+        check_columns(str(path), Layout(kind), ["url", "captions"])
 
 
 def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "list.csv", "url,caption,url\na,b,c\n")
     with pytest.raises(ConfigError, match="'url' more than once"):
-        check_columns(str(path), "csv", ["caption"])
+        check_columns(str(path), Layout("csv"), ["caption"])
     twice = pa.Table.from_arrays([pa.array(["a"])] * 2, ["url", "url"])
     pq.write_table(twice, tmp_path / "list.parquet")
     with pytest.raises(ConfigError, match="'url' more than once"):
-        check_columns(str(tmp_path / "list.parquet"), "parquet", ["url"])
+        check_columns(str(tmp_path / "list.parquet"), Layout("parquet"), ["url"])
 
 
 @pytest.mark.parametrize("name", ["list.parquet", "list.csv.gz", "folder.csv"])
@@ -140,7 +141,7 @@ def test_a_file_that_is_not_what_it_says_is_refused(tmp_path: Path, name: str) -
     else:
         write(tmp_path / name, "neither")
     with pytest.raises(ConfigError, match=f"{name} cannot be read"):
-        check_columns(str(tmp_path / name), file_format(name), ["url"])
+        check_columns(str(tmp_path / name), Layout(file_format(name)), ["url"])
 
 
 @pytest.mark.parametrize("text", ["", "\n", "url,caption\n", "url,caption"])
@@ -150,7 +151,7 @@ def test_lists_without_rows(tmp_path: Path, text: str) -> None:
         assert read(path) == []
     else:
         with pytest.raises(ConfigError, match="has no column"):
-            check_columns(str(path), "csv", ["url"])
+            check_columns(str(path), Layout("csv"), ["url"])
 
 
 def test_csv_oddities_keep_their_rows(tmp_path: Path) -> None:
@@ -267,3 +268,28 @@ def test_quotes_never_lose_a_line(
     path = tmp_path_factory.getbasetemp() / f"quotes.{suffix}"
     write(path, "\n".join([f"url{delimiter}caption", *lines]) + "\n")
     assert len(read(path)) == reference(lines, delimiter, 2)
+
+
+def test_a_list_without_a_header_starts_with_its_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "list.tsv"
+    path.write_text('a "quote\thttp://h/1\n"two\thttp://h/2\n"three"\thttp://h/3\nshort\n')
+    layout = Layout("tsv", ("caption", "url"), quoted=False)
+    check_columns(str(path), layout, ["url", "caption"])
+    rows = list(read_rows(str(path), layout, ["url", "caption"]))
+    assert rows == [
+        {"url": "http://h/1", "caption": 'a "quote'},
+        {"url": "http://h/2", "caption": '"two'},
+        {"url": "http://h/3", "caption": '"three"'},
+        MALFORMED,
+    ]
+
+
+def test_names_must_fit_a_list_without_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("http://h/1,one,1\n")
+    with pytest.raises(ConfigError, match="names 2 columns, but the first line .* has 3 fields"):
+        check_columns(str(path), Layout("csv", ("url", "caption")), ["url"])
+    with pytest.raises(ConfigError, match="no column 'text'"):
+        check_columns(str(path), Layout("csv", ("url", "caption", "n")), ["text"])
+    with pytest.raises(ConfigError, match="is jsonl, which names its own columns"):
+        check_columns(str(path), Layout("jsonl", ("url",)), ["url"])

@@ -154,7 +154,7 @@ def test_keys_follow_webdataset(name: str, expected: tuple[str | None, str]) -> 
 
 
 def test_samples_are_those_that_webdataset_reads(
-    tmp_path: Any, image: Callable[..., bytes]
+    tmp_path: Path, image: Callable[..., bytes]
 ) -> None:
     path = tmp_path / "x.tar"
     with webdataset.TarWriter(str(path)) as writer:

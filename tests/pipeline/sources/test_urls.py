@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.settings import ConfigError, build
-from pipeline.sources.row import ROW_ERRORS, SOURCE_COLUMNS, meta_types, to_table, url_error
+from pipeline.sources.row import (
+    OBTAIN_COLUMNS,
+    ROW_ERRORS,
+    SOURCE_COLUMNS,
+    meta_types,
+    to_table,
+    url_error,
+)
 from pipeline.sources.urls import UrlsConfig, UrlsSource
 from pipeline.stages.failures import FAILURES
 
@@ -131,7 +138,31 @@ def test_check_refuses_what_cannot_be_read(tmp_path: Path) -> None:
     source(path, caption_columns=["alt"], keep_columns=["alt"]).check()
 
 
-@pytest.mark.parametrize("name", SOURCE_COLUMNS)
+def test_expected_hashes_are_carried_apart_from_metadata(tmp_path: Path) -> None:
+    digest = "AB" * 32
+    values = [digest, " " + digest.lower() + " ", "short", None, float("nan"), 7]
+    path = jsonl(tmp_path / "a.jsonl", [{"url": "http://h", "caption": "", "h": v} for v in values])
+    path.write_text(path.read_text() + "{broken\n")
+    rows = list(source(path, sha256_column="h").rows())
+    table = to_table(rows, meta_types(rows))
+    assert table["expected_sha256"].to_pylist() == [*[digest.lower()] * 2, *[None] * 5]
+    assert not [name for name in table.column_names if name.startswith("meta.")]
+    plain = list(source(path).rows())
+    assert "expected_sha256" not in to_table(plain, meta_types(plain)).column_names
+    with pytest.raises(ConfigError, match="no column 'sha'"):
+        source(path, sha256_column="sha").check()
+
+
+def test_flickr_captions_are_unwrapped(tmp_path: Path) -> None:
+    wrapped = "My+Dog%27s+%3Cb%3Ebig%3C%2Fb%3E+day+%26amp%3B+night%0A100%25+3+%3C+4"
+    path = jsonl(tmp_path / "a.jsonl", [{"url": "http://h", "caption": wrapped}])
+    (row,) = source(path, caption_markup="flickr").rows()
+    assert row["captions"] == ["My Dog's big day & night 100% 3 < 4"]
+    (row,) = source(path).rows()
+    assert row["captions"] == [wrapped]
+
+
+@pytest.mark.parametrize("name", [*SOURCE_COLUMNS, *OBTAIN_COLUMNS])
 def test_metadata_cannot_replace_a_column_of_our_own(name: str) -> None:
     with pytest.raises(ConfigError, match=f"keep_columns: '{name}' is a name of our own"):
         build(UrlsConfig, {"paths": "a.csv", "keep_columns": [name]})
