@@ -1,0 +1,1 @@
+"""What a run did, for people: `report.html`, and what it shares with `status`."""

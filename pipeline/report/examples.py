@@ -1,0 +1,187 @@
+"""What there is to show of the rows and captions that were picked as examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.report.measures import (
+    CAPTION,
+    IMAGE,
+    SCORE,
+    caption_measures,
+    deciding,
+    image_measures,
+    number,
+)
+from pipeline.report.parts import PartTables
+from pipeline.report.picks import ALT_TEXT, DROPPED, FAILED, KEPT, WRITTEN, Pick, Picks
+from pipeline.schema import ALT_TEXT as ALT_SOURCE
+from pipeline.schema import SCORES
+
+_IMAGE_COLUMNS = ["raw", "image_offset", "image_size"]
+_COLUMNS = ["row", "uid", "url", "split", "captions", *_IMAGE_COLUMNS]
+_GROUP = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ExampleCaption:
+    """A caption as it is in the tables, unescaped; no scores where none were computed."""
+
+    text: str
+    source: str
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, or one caption of it, that a reason (or keeping) befell. Texts are unescaped.
+
+    `finding` says what was measured and what the config asks for; empty where no number decided.
+    `image` is a one-row table for `read_images`; None where nothing was fetched.
+    """
+
+    row: int
+    uid: str | None
+    url: str
+    captions: tuple[ExampleCaption, ...]
+    finding: str
+    image: pa.Table | None
+    copy_of: str | None = None
+
+
+def read_examples(
+    tables: list[PartTables], picks: Picks, config: dict[str, Any]
+) -> dict[_GROUP, list[Example]]:
+    """Return the examples of every group, in the order of their hashes; reads only their parts."""
+    found: dict[_GROUP, list[tuple[Pick, Example]]] = {}
+    for part in tables:
+        for group, pick, example in _examples_of(part, picks.of_part(part.part.name), config):
+            found.setdefault(group, []).append((pick, example))
+    return {
+        group: [example for _, example in sorted(pairs, key=lambda pair: pair[0])]
+        for group, pairs in found.items()
+    }
+
+
+def _examples_of(
+    tables: PartTables, picked: list[tuple[_GROUP, Pick]], config: dict[str, Any]
+) -> list[tuple[_GROUP, Pick, Example]]:
+    rows = sorted({pick.row for _, pick in picked})
+    if not rows:
+        return []
+    sources = {row["row"]: row for row in _rows(tables, "download", rows, _COLUMNS)}
+    scored = {row["row"]: row["captions"] for row in _rows(tables, "score", rows, None)}
+    copies = {
+        row["row"]: row["representative"]
+        for row in _rows(tables, "select", rows, ["row", "representative"])
+    }
+    measured = _Measured(tables, rows, config)
+    result = []
+    for group, pick in picked:
+        source = sources.get(pick.row)
+        if source is None:
+            continue
+        kind, reason = group
+        captions = _captions(pick, kind, source, scored.get(pick.row) or [])
+        finding = measured.finding(kind, reason, pick, captions)
+        image = None
+        if source.get("image_offset") is not None and kind != FAILED:
+            image = pa.table({name: [source[name]] for name in _IMAGE_COLUMNS})
+        copy = copies.get(pick.row) if kind == DROPPED else None
+        example = Example(
+            pick.row, source["uid"], source["url"] or "", captions, finding, image, copy
+        )
+        result.append((group, pick, example))
+    return result
+
+
+def _captions(
+    pick: Pick, kind: str, source: dict[str, Any], scored: list[dict[str, Any]]
+) -> tuple[ExampleCaption, ...]:
+    if kind == KEPT or pick.origin == "score":
+        captions = [
+            ExampleCaption(
+                caption["text"],
+                caption["source"],
+                {name: caption[name] for name in SCORES if caption.get(name) is not None},
+            )
+            for caption in scored
+        ]
+    else:
+        texts = source["captions"] or []
+        captions = [ExampleCaption(text or "", ALT_SOURCE, {}) for text in texts]
+    if pick.caption >= 0:
+        captions = captions[pick.caption : pick.caption + 1]
+    return tuple(captions)
+
+
+class _Measured:
+    """The measures of a part's picked rows, looked up by row and caption."""
+
+    def __init__(self, tables: PartTables, rows: list[int], config: dict[str, Any]) -> None:
+        self.config = config
+        self.images: dict[str, dict[int, float]] = {}
+        self.captions: dict[str, dict[tuple[int, int], float]] = {}
+        table = tables.read("filter")
+        if table is None:
+            return
+        table = table.filter(pc.is_in(table["row"], value_set=pa.array(rows, pa.int64())))
+        own = table["row"].to_pylist()
+        for measure, values in image_measures(table):
+            self.images[measure.name] = dict(zip(own, values.tolist(), strict=True))
+        if "captions" in table.column_names and len(table):
+            lists = table["captions"].combine_chunks()
+            keys = [
+                (row, place)
+                for row, length in zip(own, lists.value_lengths().to_pylist(), strict=True)
+                for place in range(length or 0)
+            ]
+            for measure, values in caption_measures(lists.flatten()):
+                self.captions[measure.name] = dict(zip(keys, values.tolist(), strict=True))
+
+    def finding(
+        self, kind: str, reason: str, pick: Pick, captions: tuple[ExampleCaption, ...]
+    ) -> str:
+        """Return what was measured and asked for, such as `shorter side 40 px, at least 64`."""
+        if kind not in (DROPPED, ALT_TEXT, WRITTEN):
+            return ""
+        late = pick.origin == "score"
+        level = IMAGE if kind == DROPPED else SCORE if late else CAPTION
+        measure = deciding(reason, level)
+        if measure is None:
+            return ""
+        if level == IMAGE:
+            value = self.images.get(measure.name, {}).get(pick.row)
+        elif late:
+            value = captions[0].scores.get(measure.name) if captions else None
+        else:
+            value = self.captions.get(measure.name, {}).get((pick.row, pick.caption))
+        if value is None or np.isnan(value):
+            return ""
+        unit = f" {measure.unit}" if measure.unit else ""
+        text = f"{measure.label.lower()} {number(value)}{unit}"
+        # Two thresholds may guard one measure: the broken one is told, with the value beside it.
+        broken = [
+            str(limit)
+            for limit in measure.thresholds(self.config)
+            if (value < limit.value) == limit.is_minimum and value != limit.value
+        ]
+        return ", ".join([text, *broken])
+
+
+def _rows(
+    tables: PartTables, stage: str, rows: list[int], columns: list[str] | None
+) -> list[dict[str, Any]]:
+    table = tables.read(stage, columns)
+    if table is None or "row" not in table.column_names:
+        return []
+    chosen = table.filter(pc.is_in(table["row"], value_set=pa.array(rows, pa.int64())))
+    return list(chosen.to_pylist())
+
+
+__all__ = ["Example", "ExampleCaption", "read_examples"]

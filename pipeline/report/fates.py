@@ -1,0 +1,140 @@
+"""Where the rows of a run are so far: counts by reason, and examples of each, part by part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.funnel import FunnelCount
+from pipeline.part import Part
+from pipeline.report.parts import PartTables, by_reason, flattened
+from pipeline.report.picks import ALT_TEXT, DROPPED, FAILED, KEPT, WRITTEN, Picks
+from pipeline.schema import ALT_TEXT as ALT_SOURCE
+from pipeline.stages.failures import FAILURES
+
+_SELECT = ["row", "reason", "caption_reasons"]
+
+
+@dataclass
+class Fates:
+    """Counts and picks; memory does not grow with rows.
+
+    `waiting` counts rows by the stage that has still to judge them; it is empty once a run is
+    finished, and `count` is the manifest's funnel then.
+    """
+
+    picks: Picks
+    count: FunnelCount = field(default_factory=FunnelCount)
+    waiting: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)  # parts whose table is there, by stage
+
+    def add_failed_part(self, part: Part) -> None:
+        """Count a part that failed as a whole."""
+        self.count.add_failed_part(part.rows)
+
+    def add(self, tables: PartTables) -> None:
+        """Count a part as far as its tables tell."""
+        part = tables.part
+        for stage in ("filter", "embed", "recaption"):
+            self.done[stage] += tables.read(stage, []) is not None
+        outcome = tables.read("download", ["row", "reason"])
+        if outcome is None:
+            self.count.rows += part.rows
+            self.waiting["download"] += part.rows
+            return
+        self.done["download"] += 1
+        self._pick_rows(FAILED, part.name, outcome)
+        selected = tables.read("select", _SELECT)
+        if selected is None:
+            self.count.add_fetched(outcome["reason"])
+            self.waiting["select"] += outcome["reason"].null_count
+            return
+        self._pick_rows(DROPPED, part.name, selected)
+        self._pick_alt_texts(part.name, selected)
+        scored = tables.read("score", ["row", "captions"])
+        self.done["score"] += scored is not None
+        chosen = tables.read("choose", _SELECT)
+        if scored is None or chosen is None:
+            self.count.add_fetched(outcome["reason"])
+            self.count.add_selected(tables.run, part.name)
+            self.waiting["choose"] += selected["reason"].null_count
+            return
+        self.count.add_part(tables.run, part.name)
+        self._pick_rows(DROPPED, part.name, chosen, kept=True)
+        self._pick_scored(part.name, chosen, scored)
+
+    def funnel(self) -> dict[str, Any]:
+        """Return the funnel so far, of the manifest's shape, with `waiting` rows by stage.
+
+        Raises `AssertionError` unless every row is failed, dropped, kept or waiting.
+        """
+        if not self.waiting:
+            return {**self.count.result(), "waiting": {}}
+        count = self.count
+        failed: dict[str, dict[str, int]] = {"transient": {}, "permanent": {}, "policy": {}}
+        for reason, n in sorted(count.failed.items()):
+            failed[FAILURES[reason][0]][reason] = n
+        # What `select` kept counts as kept until `choose` has judged it too.
+        kept = count.dropped["kept"] - self.waiting["choose"]
+        dropped = _reasons(count.dropped)
+        judged = kept + sum(dropped.values()) + self.waiting["select"] + self.waiting["choose"]
+        assert count.fetched == judged, f"images are missing: {count} {self.waiting}"
+        known = count.fetched + sum(count.failed.values()) + self.waiting["download"]
+        assert count.rows == known, f"rows are missing: {count} {self.waiting}"
+        return {
+            "rows": count.rows,
+            "fetched": count.fetched,
+            "failed": failed,
+            "kept": kept,
+            "dropped": dropped,
+            "captions": _captions(count.alt_texts, "alt_texts"),
+            "new_captions": _captions(count.written, "written"),
+            "waiting": {stage: n for stage, n in sorted(self.waiting.items()) if n},
+        }
+
+    def _pick_rows(self, kind: str, part: str, table: pa.Table, kept: bool = False) -> None:
+        rows = np.asarray(table["row"].to_numpy(), dtype=np.int64)
+        for reason, places in by_reason(table["reason"]):
+            if reason is not None:
+                self.picks.offer((kind, reason), part, rows[places])
+            elif kept:
+                self.picks.offer((KEPT, ""), part, rows[places])
+
+    def _pick_alt_texts(self, part: str, selected: pa.Table) -> None:
+        rows = np.asarray(selected["row"].to_numpy(), dtype=np.int64)
+        reasons, owner, numbers = flattened(selected["caption_reasons"])
+        for reason, places in by_reason(pa.chunked_array([reasons], pa.string())):
+            if reason is not None:
+                self.picks.offer_captions(
+                    (ALT_TEXT, reason), part, rows[owner[places]], numbers[places], "download"
+                )
+
+    def _pick_scored(self, part: str, chosen: pa.Table, scored: pa.Table) -> None:
+        rows = np.asarray(chosen["row"].to_numpy(), dtype=np.int64)
+        reasons, owner, numbers = flattened(chosen["caption_reasons"])
+        captions, _, _ = flattened(scored["captions"])
+        if not len(reasons):
+            return
+        alt = np.array([source == ALT_SOURCE for source in captions.field("source").to_pylist()])
+        for reason, places in by_reason(pa.chunked_array([reasons], pa.string())):
+            if reason is None:
+                continue
+            for kind, own in ((ALT_TEXT, places[alt[places]]), (WRITTEN, places[~alt[places]])):
+                self.picks.offer_captions(
+                    (kind, reason), part, rows[owner[own]], numbers[own], "score"
+                )
+
+
+def _captions(counts: Counter[str], total: str) -> dict[str, Any]:
+    return {total: counts["all"], "kept": counts["kept"], "dropped": _reasons(counts)}
+
+
+def _reasons(counts: Counter[str]) -> dict[str, int]:
+    return {r: n for r, n in sorted(counts.items()) if n and r not in ("all", "kept")}
+
+
+__all__ = ["Fates"]
