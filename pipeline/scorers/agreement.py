@@ -18,7 +18,6 @@ Dimensions: R reference captions, V their distinct claims, D encoder width.
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.scorers.alignment_statistics import key_of
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -99,7 +100,9 @@ class WordEvidence:
         known = [self._places[claim] for claim in self._heard(voice) if claim in self._places]
         # Whole numbers until the division, so that equal shares are equal and count as ties.
         found = self._made[known].sum(0, dtype=np.int64)
-        return np.divide(found, self._sizes, out=np.full(len(found), np.nan), where=self._sizes > 0)
+        share: Doubles = np.full(len(found), np.nan)
+        np.divide(found, self._sizes, out=share, where=self._sizes > 0)
+        return share
 
     def _heard(self, voice: Sequence[str]) -> frozenset[str]:
         return frozenset().union(*(self._claims[text] for text in voice))
@@ -119,7 +122,8 @@ class EncoderEvidence:
     def reference_support(self, voice: Sequence[str]) -> Doubles:
         """Return the largest cosine between each reference and one of the voice, (R,)."""
         cosines = self._references @ self._stack(voice).T
-        return np.round(cosines.max(1).astype(np.float64), 4)
+        largest: Doubles = np.round(cosines.max(1).astype(np.float64), 4)
+        return largest
 
     def _stack(self, voice: Sequence[str]) -> Floats:
         return np.stack([self._vectors[text] for text in voice])
@@ -139,7 +143,7 @@ class ReferenceSample:
             held = self._held.setdefault(said.source, set())
             if said.text in held:
                 continue
-            entry = (-_hash(said.text), uid, said.text)  # the largest hash is the heap's first
+            entry = (-key_of(said.text), uid, said.text)  # the largest hash is the heap's first
             if len(heap) < REFERENCES:
                 heapq.heappush(heap, entry)
                 held.add(said.text)
@@ -203,7 +207,8 @@ class Agreement:
         pool = self._pools.get(source, self._everybody)
         if uid in self._own:
             pool = np.setdiff1d(pool, self._own[uid])
-        return self._evidence.reference_support(voice)[pool]
+        support: Doubles = self._evidence.reference_support(voice)[pool]
+        return support
 
 
 def _rank(support: float, others: Doubles) -> float:
@@ -214,7 +219,3 @@ def _rank(support: float, others: Doubles) -> float:
     others = others[~np.isnan(others)]
     less, equal = int((others < support).sum()), int((others == support).sum())
     return (less + 0.5 * equal + 0.5) / (len(others) + 1)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

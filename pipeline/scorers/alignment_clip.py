@@ -57,9 +57,7 @@ def fit(images: Floats, texts: Floats) -> ClipAlignment | None:
     return ClipAlignment(slope / spread, offset - slope * middle / spread)
 
 
-def cosines(
-    images: Floats, texts: Floats, owner: Sequence[int] | NDArray[np.int64]
-) -> NDArray[np.float32]:
+def cosines(images: Floats, texts: Floats, owner: Sequence[int] | NDArray[np.int64]) -> Floats:
     """Return the cosine of each caption with its image, (m,), 4 decimals; NaN without an image.
 
     `images` (n, D) as stored: a row that is not finite was not decoded; `texts` (m, D) unit
@@ -70,10 +68,12 @@ def cosines(
     # Stored as half floats: their length is 1 to three digits only.
     mine /= np.linalg.norm(mine, axis=1, keepdims=True)
     found = np.einsum("md,md->m", mine, texts.astype(np.float64))
-    return np.round(np.clip(found, -1.0, 1.0), 4).astype(np.float32)
+    rounded: Floats = np.round(np.clip(found, -1.0, 1.0), 4).astype(np.float32)
+    return rounded
 
 
-def score(model: ClipAlignment, values: NDArray[np.float32]) -> NDArray[np.float32]:
+def score(model: ClipAlignment, values: Floats) -> Floats:
     """Return the alignment of captions with these cosines, in [0, 1], 4 decimals; NaN stays."""
     odds = np.clip(model.slope * values.astype(np.float64) + model.offset, -50.0, 50.0)
-    return np.round(1 / (1 + np.exp(-odds)), 4).astype(np.float32)
+    scores: Floats = np.round(1 / (1 + np.exp(-odds)), 4).astype(np.float32)
+    return scores

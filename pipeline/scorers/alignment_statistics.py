@@ -78,7 +78,7 @@ def accumulate(
     caption is one pair, so an image with several captions counts as often.
     """
     owner = np.asarray(owner, np.int64)
-    folds, keys = folds_of(uids, config.folds), np.array([_key(uid) for uid in uids], np.uint64)
+    folds, keys = folds_of(uids, config.folds), np.array([key_of(uid) for uid in uids], np.uint64)
     sums = _empty(images.shape[1], config)
     sound = np.asarray(np.isfinite(images).all(axis=1))
     chosen: dict[int, tuple[int, Floats]] = {}
@@ -93,7 +93,7 @@ def accumulate(
         _add(sums, images, text[use], owner[numbers[use]], folds)
         for position in np.flatnonzero(use):
             row, caption = int(owner[numbers[position]]), some[position]
-            rank = _key(f"{uids[row]}/{caption}")
+            rank = key_of(f"{uids[row]}/{caption}")
             if row not in chosen or rank < chosen[row][0]:
                 chosen[row] = (rank, text[position].copy())
     kept = sorted(chosen, key=lambda row: int(keys[row]))[:SAMPLE_PAIRS]
@@ -140,10 +140,11 @@ def _add(
 def folds_of(uids: Sequence[str], folds: int) -> NDArray[np.int64]:
     """Return the fold of each image, (n,) int64 in [0, folds): a function of its uid alone."""
     # Bits that the sample's order does not use: each fold gets its share of the sample.
-    return np.array([(_key(uid) & 0xFFFF) % folds for uid in uids], np.int64)
+    return np.array([(key_of(uid) & 0xFFFF) % folds for uid in uids], np.int64)
 
 
-def _key(text: str) -> int:
+def key_of(text: str) -> int:
+    """Return 64 bits of a text's hash: what images are drawn by, and their folds."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.schema import SCORES
-from pipeline.settings import Settings
+from pipeline.settings import PACE, Settings
 
 
 class LanguageScoreConfig(Settings):
@@ -108,7 +108,9 @@ class EncoderAgreementConfig(Settings):
         default="auto", description="torch device; auto is cuda if there is one, else cpu"
     )
     resources: dict[str, float] = Field(
-        default={}, description="Dask worker resources the encoder needs, such as {GPU: 1}"
+        default={},
+        description="Dask worker resources the encoder needs, such as {GPU: 1}",
+        json_schema_extra=PACE,
     )
 
     @model_validator(mode="after")

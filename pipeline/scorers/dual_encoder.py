@@ -70,11 +70,7 @@ class DualEncoder:
             )
         self.model = model.eval().to(self.device)
         self._length = int(model.config.text_config.max_position_embeddings)
-
-    @property
-    def width(self) -> int:
-        """Width D of the space that both towers map to."""
-        return self.texts(["a"]).shape[1]
+        self.width = int(self.texts(["a"]).shape[1])
 
     def images(self, encoded: Sequence[bytes]) -> tuple[Floats, NDArray[np.bool_]]:
         """Return (n, D) float32 unit vectors of encoded images, and (n,) which were decoded.
@@ -86,8 +82,9 @@ class DualEncoder:
         sound = np.array([picture is not None for picture in pictures], bool)
         whole = [picture for picture in pictures if picture is not None]
         vectors = in_batches(whole, self.config.batch_size, self._run_images)
-        found = np.zeros((len(pictures), vectors.shape[1]), np.float32)
-        found[sound] = vectors
+        found = np.zeros((len(pictures), self.width), np.float32)
+        if whole:
+            found[sound] = vectors
         return found, sound
 
     def texts(self, texts: Sequence[str]) -> Floats:

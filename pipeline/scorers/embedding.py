@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.settings import Settings
+from pipeline.settings import PACE, Settings
 
 
 class EmbedConfig(Settings):
@@ -37,7 +37,9 @@ class EmbedConfig(Settings):
         default="auto", description="torch device; auto is cuda if there is one, else cpu"
     )
     resources: dict[str, float] = Field(
-        default={}, description="Dask worker resources embedding needs, such as {GPU: 1}"
+        default={},
+        description="Dask worker resources embedding needs, such as {GPU: 1}",
+        json_schema_extra=PACE,
     )
 
     @model_validator(mode="after")

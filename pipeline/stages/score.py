@@ -1,179 +1,216 @@
-"""Stage 4: score every caption of every kept image.
-
-Two steps, because the alignment model is fitted on the whole run: one `fit` over all parts in part
-order, then the `score` table of each part.
-"""
+"""Stage `score`: score every caption of every kept image of a part."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from pipeline.filters.text import measure_captions
-from pipeline.schema import ALT_TEXT, SCORES
-from pipeline.scorers.config import ScoreConfig
+from pipeline.filters.language import detector
+from pipeline.schema import SCORES
+from pipeline.scorers.agreement import (
+    Agreement,
+    EncoderEvidence,
+    Evidence,
+    Reference,
+    Said,
+    WordEvidence,
+)
+from pipeline.scorers.config import ClipAlignmentConfig, EncoderAgreementConfig, ScoreConfig
+from pipeline.scorers.embedding import EmbedConfig
 from pipeline.scorers.language import language_scores
+from pipeline.scorers.model_check import check_dual_encoder, check_text_encoder
 from pipeline.scorers.quality import quality_score
-from pipeline.stages.task import ALL, StageReport, Task, tables_of
-from pipeline.storage import Directory
+from pipeline.settings import ConfigError
+from pipeline.stages.captioned import CAPTION, Captioned, captioned
+from pipeline.stages.fit import fit, fit_settings, read_model, read_references
+from pipeline.stages.task import StageReport, Task
 
-VERSION = 2
-_MODEL = "alignment.npz"
+VERSION = 3
 
+#: The scores of a caption, and beside them the raw `cosine` of `alignment: clip` (null for others):
+#: thresholds that users know are cosines.
 _SPANS = pa.list_(pa.list_(pa.int32()))
-_CAPTION = pa.struct([("text", pa.string()), ("source", pa.string())])
 _SCORED_CAPTION = pa.struct(
     [
-        *_CAPTION,
+        *CAPTION,
         *((score, pa.float32()) for score in SCORES),
+        ("cosine", pa.float32()),
         ("nouns", _SPANS),
         ("attributes", _SPANS),
     ]
 )
+_CHUNK = 8192  # pairs of unit vectors held at once
+
+_Spans = list[list[int]]
+_Optional = list[float | None]
 
 
-def fit(task: Task, parts: list[str], config: ScoreConfig) -> StageReport:
-    """Fit the alignment model on all parts' kept images and captions."""
-    pairs = 0
-    if config.alignment is not None:
-        from threadpoolctl import threadpool_limits
-
-        from pipeline.scorers import alignment_fit
-        from pipeline.scorers.alignment_statistics import AlignmentStatistics, accumulate
-
-        def statistics(settings: Any) -> Iterator[AlignmentStatistics]:
-            nonlocal pairs
-            for part in parts:
-                images, texts, owner, uids = _pairs(task.run, part)
-                if uids:
-                    pairs += len(texts)
-                    yield accumulate(images, texts, owner, uids, settings)
-
-        # One thread: sums in another order would be other sums, and so other shards.
-        with threadpool_limits(limits=1):
-            model = alignment_fit.fit(statistics(config.alignment), config.alignment)
-        directory = tables_of(task.run, task.stage)
-        directory.remove(_MODEL)
-        if model is not None:
-            directory.write_bytes(_MODEL, model.to_bytes())
-    task.write(ALL, pa.table({"pairs": [pairs]}))
-    return StageReport(counts={"pairs": pairs})
+def check(config: ScoreConfig, embed: EmbedConfig | None = None) -> None:
+    """Raise `ConfigError` if a model that scores need cannot be there: package, folder, kind."""
+    if isinstance(config.alignment, ClipAlignmentConfig) and embed is None:
+        raise ConfigError(
+            "score.alignment: clip needs a model; give embed: {model: openai/clip-vit-base-patch32}"
+        )
+    if embed is not None:
+        check_dual_encoder("embed", embed.model)
+    if isinstance(config.agreement, EncoderAgreementConfig):
+        check_text_encoder("score.agreement", config.agreement.model)
 
 
-def score(task: Task, part: str, config: ScoreConfig) -> StageReport:
-    """Write the scored captions of each image of a part that `select` kept."""
-    from pipeline.scorers.wording import wording_scores
-    from pipeline.scorers.words import spans
+def resources(config: ScoreConfig, embed: EmbedConfig | None = None) -> dict[str, float]:
+    """Return the Dask resources of a `fit` or `score` task: the most that a model of it asks."""
+    asked = [embed.resources] if embed and isinstance(config.alignment, ClipAlignmentConfig) else []
+    if isinstance(config.agreement, EncoderAgreementConfig):
+        asked.append(config.agreement.resources)
+    names = {name for one in asked for name in one}
+    return {name: max(one.get(name, 0.0) for one in asked) for name in sorted(names)}
 
-    table = _kept(task.run, part)
-    lists = table["captions"].to_pylist()
-    texts = list(dict.fromkeys(caption["text"] for captions in lists for caption in captions))
-    place = {text: number for number, text in enumerate(texts)}
-    wording = wording_scores(texts) if config.wording else [None] * len(texts)
-    language = _language(texts, config)
-    alignment = iter(_alignment(task.run, part, config))
-    marked = [spans(text) for text in texts]
+
+def score(
+    task: Task, part: str, config: ScoreConfig, embed: EmbedConfig | None = None
+) -> StageReport:
+    """Write row, uid and scored captions of each image of a part that `select` kept.
+
+    Raises `ConfigError` if a model cannot be loaded.
+    """
+    from threadpoolctl import threadpool_limits
+
+    found = captioned(task.run, part)
+    references = read_references(task.run) if config.agreement is not None else []
+    texts = _Texts(found, references)
+    with threadpool_limits(limits=1):  # sums in another order would be other scores
+        alignment, cosine = _alignment(found, texts, config, embed)
+        agreement = _agreement(found, texts, references, config)
+    language = _language(texts.listed, config)
     rows: list[list[dict[str, Any]]] = []
-    for captions in lists:
+    number = 0
+    for captions in found.captions:
         row = []
         for caption in captions:
-            number = place[caption["text"]]
+            place = texts.place[caption["text"]]
             scores: dict[str, float | None] = {
-                "wording": wording[number],
-                "language": language[number],
-                "alignment": next(alignment),
-                "agreement": None,
+                "wording": texts.wording[place] if config.wording else None,
+                "language": language[place],
+                "alignment": alignment[number],
+                "agreement": agreement[number],
             }
             scores["quality"] = quality_score(scores, config.quality)
-            nouns, attributes = marked[number]
-            row.append({**caption, **scores, "nouns": nouns, "attributes": attributes})
+            nouns, attributes = texts.spans[place]
+            spans = {"nouns": nouns, "attributes": attributes}
+            row.append({**caption, **scores, "cosine": cosine[number], **spans})
+            number += 1
         rows.append(row)
     scored = {
-        "row": table["row"],
-        "uid": table["uid"],
+        "row": found.rows,
+        "uid": pa.array(found.uids, pa.string()),
         "captions": pa.array(rows, pa.list_(_SCORED_CAPTION)),
     }
     task.write(part, pa.table(scored))
-    return StageReport(counts={"images": len(rows), "captions": sum(map(len, rows))})
+    return StageReport(counts={"images": len(rows), "captions": number})
 
 
-def _kept(run: Directory, part: str) -> pa.Table:
-    """Return row, uid and all captions of the images of a part that `select` kept."""
-    selected = tables_of(run, "select").read_table(f"{part}.parquet")
-    kept = selected.filter(pc.is_null(selected["reason"]))
-    written = _written_captions(run, part)
-    captions = [
-        _join(texts or [], written.get(uid, []))
-        for uid, texts in zip(kept["uid"].to_pylist(), kept["captions"].to_pylist(), strict=True)
-    ]
-    columns = {
-        "row": kept["row"],
-        "uid": kept["uid"],
-        "captions": pa.array(captions, pa.list_(_CAPTION)),
-    }
-    return pa.table(columns)
+class _Texts:
+    """What is known of each distinct text of a part (and of the references), tagged once.
+
+    `place` finds a text's number in `listed`, `wording` and `spans` (nouns, attributes); `claims`
+    also covers the references.
+    """
+
+    def __init__(self, found: Captioned, references: list[Reference]) -> None:
+        from pipeline.scorers.claims import claims_of
+        from pipeline.scorers.wording import wording_parts
+        from pipeline.scorers.words import spans_of, tag_texts
+
+        self.listed = list(dict.fromkeys(found.texts))
+        self.place = {text: number for number, text in enumerate(self.listed)}
+        self.wording: list[float] = []
+        self.spans: list[tuple[_Spans, _Spans]] = []
+        self.claims: dict[str, frozenset[str]] = {}
+        further = [r.text for r in references if r.text not in self.place]
+        everything = [*self.listed, *dict.fromkeys(further)]
+        for number, (text, words) in enumerate(zip(everything, tag_texts(everything), strict=True)):
+            self.claims[text] = claims_of(words)
+            if number < len(self.listed):
+                self.wording.append(wording_parts(words).score)
+                self.spans.append(spans_of(words))
 
 
-def _written_captions(run: Directory, part: str) -> dict[str, list[dict[str, str]]]:
-    table = tables_of(run, "recaption").read_table(f"{part}.parquet", ["uid", "captions"])
-    return dict(zip(table["uid"].to_pylist(), table["captions"].to_pylist(), strict=True))
-
-
-def _join(alt_texts: list[str], written: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the distinct captions of an image, alt texts first."""
-    distinct: dict[str, dict[str, str]] = {}
-    for caption in [{"text": text, "source": ALT_TEXT} for text in alt_texts] + written:
-        distinct.setdefault(caption["text"], caption)
-    return list(distinct.values())
-
-
-def _pairs(
-    run: Directory, part: str
-) -> tuple[npt.NDArray[np.float32], list[str], npt.NDArray[np.int64], list[str]]:
-    """Return image features (n, F), texts (m), the row of each text's image (m,), and uids (n)."""
-    table = _kept(run, part)
-    lists = table["captions"].to_pylist()
-    owner = np.repeat(np.arange(len(lists)), [len(captions) for captions in lists])
-    texts = [caption["text"] for captions in lists for caption in captions]
-    measured = tables_of(run, "filter").read_table(f"{part}.parquet", ["row", "features"])
-    found = pc.index_in(table["row"], value_set=measured["row"].combine_chunks())
-    column = measured["features"].take(found).combine_chunks()
-    flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-    return flat.reshape(len(lists), -1), texts, owner, table["uid"].to_pylist()
-
-
-def _language(texts: list[str], config: ScoreConfig) -> list[float | None]:
+def _language(texts: list[str], config: ScoreConfig) -> _Optional:
     if config.language is None:
         return [None] * len(texts)
-    measures = measure_captions(texts)
+    found = [detector().detect(text.strip()) for text in texts]
     return language_scores(
-        [measure.language for measure in measures],
-        [measure.language_score for measure in measures],
-        [measure.english_score for measure in measures],
+        [language.code for language in found],
+        [language.score for language in found],
+        [language.english_score for language in found],
         config.language.languages,
     )
 
 
-def _alignment(run: Directory, part: str, config: ScoreConfig) -> list[float | None]:
-    """Return the alignment of each caption of the part; None where there is no such score."""
-    images_texts = None
-    directory = tables_of(run, "fit")
-    if config.alignment is not None and directory.exists(_MODEL):
-        images_texts = _pairs(run, part)
-    if images_texts is None or not images_texts[3]:
-        return [None] * sum(len(captions) for captions in _kept(run, part)["captions"].to_pylist())
-    from threadpoolctl import threadpool_limits
+def _alignment(
+    found: Captioned, texts: _Texts, config: ScoreConfig, embed: EmbedConfig | None
+) -> tuple[_Optional, _Optional]:
+    """Return alignment and cosine of each caption; None where there is none."""
+    from pipeline.scorers import alignment, alignment_clip
 
-    from pipeline.scorers import alignment
+    nothing: _Optional = [None] * len(found.texts)
+    if config.alignment is None or not nothing:
+        return nothing, nothing
+    model = read_model(found.run)
+    if not isinstance(config.alignment, ClipAlignmentConfig):
+        if not isinstance(model, alignment.LinearAlignment):
+            return nothing, nothing
+        images = found.vectors("filter", "features")
+        scores = alignment.score(model, images, found.texts, found.owner, found.uids)
+        return _optional(scores), nothing
+    from pipeline.scorers.dual_encoder import load_dual_encoder
 
-    images, texts, owner, uids = images_texts
-    model = alignment.LinearAlignment.from_bytes(directory.read_bytes(_MODEL))
-    with threadpool_limits(limits=1):
-        scores = alignment.score(model, images, texts, owner, uids)
-    return [None if math.isnan(value) else float(value) for value in scores]
+    assert embed is not None, "alignment: clip needs the embed section"
+    images = found.vectors("embed", "embedding")
+    encoded = load_dual_encoder(embed).texts(texts.listed)
+    places = np.array([texts.place[text] for text in found.texts])
+    cosines = np.concatenate(
+        [
+            alignment_clip.cosines(images, encoded[places[at:stop]], found.owner[at:stop])
+            for at in range(0, len(places), _CHUNK)
+            for stop in [at + _CHUNK]
+        ]
+    )
+    if not isinstance(model, alignment_clip.ClipAlignment):
+        return nothing, _optional(cosines)
+    return _optional(alignment_clip.score(model, cosines)), _optional(cosines)
+
+
+def _agreement(
+    found: Captioned, texts: _Texts, references: list[Reference], config: ScoreConfig
+) -> _Optional:
+    """Return the agreement of each caption; None where there is none."""
+    if not references:
+        return [None] * len(found.texts)
+    agreement = Agreement(references, _evidence(texts, references, config))
+    return [
+        value
+        for uid, captions in zip(found.uids, found.captions, strict=True)
+        for value in agreement.scores(uid, [Said(**caption) for caption in captions])
+    ]
+
+
+def _evidence(texts: _Texts, references: list[Reference], config: ScoreConfig) -> Evidence:
+    if not isinstance(config.agreement, EncoderAgreementConfig):
+        return WordEvidence(texts.claims, references)
+    from pipeline.scorers.text_encoder import load_text_encoder
+
+    known = list(texts.claims)
+    encoded = load_text_encoder(config.agreement).encode(known)
+    return EncoderEvidence(dict(zip(known, encoded, strict=True)), references)
+
+
+def _optional(values: NDArray[np.float32]) -> _Optional:
+    return [None if math.isnan(value) else float(value) for value in values]
+
+
+__all__ = ["VERSION", "check", "fit", "fit_settings", "resources", "score"]
