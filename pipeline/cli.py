@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline {shards,status,bench}`."""
+"""The command line: `python -m pipeline {shards,status,report,forget,bench}`."""
 
 from __future__ import annotations
 
@@ -79,6 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="how far a run is, and where its rows went")
     status.add_argument("run", help="run directory")
     status.set_defaults(command=_status)
+    report = commands.add_parser("report", help="write report.html of a run, finished or not")
+    report.add_argument("run", help="run directory")
+    report.set_defaults(command=_report)
+    forget = commands.add_parser("forget", help="take images out of a finished run (takedowns)")
+    forget.add_argument("run", help="run directory")
+    forget.add_argument("uids", nargs="*", metavar="UID", help="images, by their uid")
+    forget.add_argument("--file", type=Path, help="more uids, one a line")
+    forget.add_argument("--exact", action="store_true", help="leave near-duplicates of them alone")
+    forget.set_defaults(command=_forget)
     bench = commands.add_parser("bench", help="speed, as ratios between things measured in turns")
     bench.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
@@ -124,6 +133,32 @@ def _status(parsed: argparse.Namespace) -> int:
     from pipeline.status import describe_run
 
     print(describe_run(parsed.run))
+    return DONE
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from pipeline.report import write_report
+    from pipeline.storage import Directory
+
+    print(write_report(Directory(parsed.run)))
+    return DONE
+
+
+def _forget(parsed: argparse.Namespace) -> int:
+    from pipeline.forget.run import forget
+
+    uids = list(parsed.uids)
+    if parsed.file is not None:
+        try:
+            uids += parsed.file.read_text().split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--file: {parsed.file} cannot be read: {error}") from error
+    if not uids:
+        raise ConfigError("no uids given; name some, or a --file of them")
+    done = forget(parsed.run, uids, copies=not parsed.exact)
+    print(f"{len(done.uids)} images forgotten: {done.rows} rows, {done.shards} shards rewritten")
+    for tar in done.outside:
+        print(f"{tar} is the source's own and still holds some of them", file=sys.stderr)
     return DONE
 
 

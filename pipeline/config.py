@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.cluster import ClusterConfig
 from pipeline.filters.config import FilterConfig
 from pipeline.scorers.config import ScoreConfig
+from pipeline.scorers.embedding import EmbedConfig
 from pipeline.settings import Settings
 from pipeline.sources.build import SourceConfig
 from pipeline.stages.download import DownloadConfig
@@ -24,7 +25,26 @@ class PipelineConfig(Settings):
     source: SourceConfig = Field(description="where the image-text pairs come from")
     download: DownloadConfig = Field(DownloadConfig(), description="fetching")
     filter: FilterConfig = Field(FilterConfig(), description="what is kept")
+    embed: EmbedConfig | None = Field(
+        None, description="the image-text model that clip alignment and semantic duplicates share"
+    )
     recaption: RecaptionConfig = Field(RecaptionConfig(), description="captions to add")
     score: ScoreConfig = Field(ScoreConfig(), description="caption quality")
     pack: PackConfig = Field(PackConfig(), description="final shards")
     cluster: ClusterConfig = Field(ClusterConfig(), description="where tasks run")
+
+    @model_validator(mode="after")
+    def _embedding_used(self) -> PipelineConfig:
+        users = []
+        if self.score.alignment is not None and self.score.alignment.kind == "clip":
+            users.append("score.alignment.kind: clip")
+        if self.filter.duplicates.semantic is not None:
+            users.append("filter.duplicates.semantic")
+        if users and self.embed is None:
+            raise ValueError(f"{users[0]} needs embeddings; name a model in embed.model")
+        if self.embed is not None and not users:
+            raise ValueError(
+                "embed: nothing uses it; set score.alignment.kind: clip or "
+                "filter.duplicates.semantic, or leave it out"
+            )
+        return self

@@ -16,6 +16,7 @@ from pipeline.settings import effective
 from pipeline.stages import (
     choose,
     download,
+    embed,
     filter,
     finish,
     pack,
@@ -48,6 +49,10 @@ class Fingerprints:
         read["features"] = needs_features(self.config)
         return _mark("filter", filter.VERSION, read, self.download(part))
 
+    def embed(self, part: Part) -> str:
+        """What the part's embeddings depend on."""
+        return _mark("embed", embed.VERSION, self.config.embed, self.download(part))
+
     def recaption(self, part: Part) -> str:
         """What the part's new captions depend on."""
         read = [self.config.recaption, self.config.filter.image]
@@ -57,12 +62,17 @@ class Fingerprints:
     def select(self) -> str:
         """What the verdicts of all parts depend on."""
         read = {k: v for k, v in effective(self.config.filter).items() if k not in _LATE}
-        return _mark("select", select.VERSION, read, *map(self.filter, self.parts))
+        inputs = list(map(self.filter, self.parts))
+        if self.config.filter.duplicates.semantic is not None:
+            inputs += map(self.embed, self.parts)
+        return _mark("select", select.VERSION, read, *inputs)
 
     @cached_property
     def fit(self) -> str:
         """What the alignment model depends on."""
         inputs = [self.select, *map(self.recaption, self.parts)]
+        if needs_embeddings(self.config):
+            inputs += map(self.embed, self.parts)
         return _mark("fit", score.VERSION, self.config.score.alignment, *inputs)
 
     def score(self, part: Part) -> str:
@@ -96,6 +106,12 @@ def needs_features(config: PipelineConfig) -> bool:
     """Return whether `alignment: linear` wants image features among the measures."""
     alignment = config.score.alignment
     return alignment is not None and alignment.kind == "linear"
+
+
+def needs_embeddings(config: PipelineConfig) -> bool:
+    """Return whether `alignment: clip` wants embeddings."""
+    alignment = config.score.alignment
+    return alignment is not None and alignment.kind == "clip"
 
 
 def _mark(stage: str, version: int, read: Any, *inputs: str) -> str:

@@ -7,6 +7,7 @@ for all parts. The driver holds names and counts, never rows.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pipeline.sources.row import Source
 from pipeline.stages import (
     choose,
     download,
+    embed,
     filter,
     finish,
     pack,
@@ -62,7 +64,8 @@ def build_shards(config: PipelineConfig, until: str | None = None) -> RunResult:
     source.check()
     recaption.check(config.recaption)
     with locked(run):
-        run.write_text(CONFIG, to_yaml(config))
+        if until is None or not run.exists(CONFIG):  # thresholds that are only tried leave no trace
+            run.write_text(CONFIG, to_yaml(config))
         try:
             parts = cut(run, source, config.part_rows)
         except (OSError, EOFError) as error:
@@ -87,6 +90,7 @@ class _Run:
             if until in stages:
                 return RunResult(None, self.engine.failures)
         manifest = write_manifest(self.config, self.run)
+        report_run(self.run)
         return RunResult(manifest, self.engine.failures)
 
     def _stages(self, parts: list[Part], until: str | None) -> Iterator[tuple[str, ...]]:
@@ -145,6 +149,12 @@ class _Run:
                 (part.name, config.filter, needs_features(config)),
                 after=(f"download-{part.name}",),
             )  # fmt: skip
+            if config.embed is not None:
+                yield Job(
+                    "embed", part.name, marks.embed(part), embed.embed,
+                    (part.name, config.embed), after=(f"download-{part.name}",),
+                    resources=config.embed.resources,
+                )  # fmt: skip
             if until == "select" or last < UNTIL.index("recaption"):
                 continue
             yield Job(
@@ -190,6 +200,16 @@ class _Run:
             if name in self.engine.failures:
                 stage, error = self.engine.failures[name]
                 raise RuntimeError(f"{stage} failed ({name}): {error}")
+
+
+def report_run(run: Directory) -> None:
+    """Write `report.html`; what goes wrong there is printed and harms no finished run."""
+    from pipeline.report import write_report
+
+    try:
+        write_report(run)
+    except Exception as error:
+        print(f"report.html could not be written: {error!r}", file=sys.stderr)
 
 
 def _obtain(source: Source) -> Callable[..., Any]:

@@ -54,6 +54,15 @@ def load(cls: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -
     return build(cls, cast(dict[str, Any], data), where=str(path) if path else "overrides")
 
 
+def load_text(cls: type[S], text: str, where: str) -> S:
+    """Read a config that `to_yaml` wrote; raises `ConfigError`."""
+    try:
+        data = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{where} is not readable: {error}") from error
+    return build(cls, cast(dict[str, Any], data), where=where)
+
+
 def build(cls: type[S], data: dict[str, Any], where: str = "config") -> S:
     """Validate plain data as a config of class `cls`; raises `ConfigError`.
 
@@ -257,4 +266,14 @@ def _tag(cls: type[Settings]) -> str | None:
     return str(typing.get_args(field.annotation)[0])
 
 
-__all__ = ["PACE", "ConfigError", "Settings", "build", "describe", "effective", "load", "to_yaml"]
+__all__ = [
+    "PACE",
+    "ConfigError",
+    "Settings",
+    "build",
+    "describe",
+    "effective",
+    "load",
+    "load_text",
+    "to_yaml",
+]

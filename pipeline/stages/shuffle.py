@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,17 +64,27 @@ def plan(task: Task, parts: list[str], config: PackConfig) -> StageReport:
     shards = []
     for name, samples in plan_shards(parts, kept, config):
         task.write(name, samples)
-        shards.append(PlannedShard(name, samples.num_rows, _digest(samples)))
+        shards.append(planned_shard(name, samples))
     _remove_stale(task, shards)
+    task.write(ALL, listing(shards))
+    return StageReport(
+        counts={"shards": len(shards), "samples": sum(shard.samples for shard in shards)}
+    )
+
+
+def planned_shard(name: str, samples: pa.Table) -> PlannedShard:
+    """Return a shard's entry in the plan."""
+    return PlannedShard(name, samples.num_rows, _digest(samples))
+
+
+def listing(shards: Sequence[PlannedShard]) -> pa.Table:
+    """Return the table of the plan's mark."""
     columns = {
         "name": pa.array([shard.name for shard in shards], pa.string()),
         "samples": pa.array([shard.samples for shard in shards], pa.int64()),
         "digest": pa.array([shard.digest for shard in shards], pa.string()),
     }
-    task.write(ALL, pa.table(columns))
-    return StageReport(
-        counts={"shards": len(shards), "samples": sum(shard.samples for shard in shards)}
-    )
+    return pa.table(columns)
 
 
 def planned(run: Directory) -> list[PlannedShard]:

@@ -1,0 +1,113 @@
+"""`forget`: the order in which a run forgets images, so that a killed one can be run again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.config import PipelineConfig
+from pipeline.fingerprints import Fingerprints
+from pipeline.forget.listing import record
+from pipeline.forget.shards import cut_plan, pack_again
+from pipeline.forget.tables import blank_download, copies_of, drop_rows, parts_of, rows_with
+from pipeline.forget.tars import blank_raw
+from pipeline.lock import locked
+from pipeline.manifest import write_manifest
+from pipeline.part import listed, with_generations
+from pipeline.run import CONFIG, report_run
+from pipeline.schema import MANIFEST_FILE, UID_LENGTH
+from pipeline.settings import ConfigError, load_text
+from pipeline.stages import finish
+from pipeline.stages.task import SHARDS, Task, tables_of
+from pipeline.storage import Directory
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What was done: the uids with their copies, and how many rows and shards they were in."""
+
+    uids: list[str]
+    rows: int
+    shards: int
+    outside: list[str]
+
+
+def forget(url: str, uids: Collection[str], *, copies: bool = True) -> Forgotten:
+    """Remove images from a run's raw files, tables, shards and report, and record that.
+
+    `copies` also takes the known copies of each image. Idempotent: after a kill, the same command
+    ends the work. Raises `ConfigError` for a malformed uid, or if `url` is no finished run.
+    """
+    for uid in uids:
+        if not re.fullmatch(f"[0-9a-f]{{{UID_LENGTH}}}", uid):
+            raise ConfigError(f"{uid!r} is no uid: {UID_LENGTH} hex digits, as in the index")
+    run = Directory(url)
+    if not (run / SHARDS).exists(MANIFEST_FILE):
+        raise ConfigError(
+            f"{url} is not a finished run (it has no manifest); finish it with `shards`, or block "
+            "the images before with filter.block.uids"
+        )
+    with locked(run):
+        state = _State(run)
+        state.check()
+        wanted = copies_of(run, uids) if copies else set(uids)
+        # First of all: whatever happens now, no later run brings them back.
+        record(run, wanted)
+        rows, outside = _forget_in_parts(run, wanted)
+        shards = _forget_in_shards(state, wanted)
+    return Forgotten(sorted(wanted), rows, shards, outside)
+
+
+def _forget_in_parts(run: Directory, uids: set[str]) -> tuple[int, list[str]]:
+    gone = pa.array(sorted(uids), pa.string())
+    count = 0
+    outside: set[str] = set()
+    for part in parts_of(run, gone):
+        rows = rows_with(run, part, gone)
+        count += len(rows)
+        outside.update(blank_raw(run, rows.select(["raw", "image_offset"]).to_pylist()))
+        drop_rows(run, part, gone)
+        # Last: it says where the images lie, so a kill before leaves what is needed to go on.
+        blank_download(run, part, gone)
+    return count, sorted(outside)
+
+
+class _State:
+    """The run as it was finished: its config and its parts."""
+
+    def __init__(self, run: Directory) -> None:
+        self.run = run
+        self.config = load_text(PipelineConfig, run.read_bytes(CONFIG).decode(), where=CONFIG)
+        self.parts = with_generations(run, listed(run))
+        chosen = set(tables_of(run, "choose").names("*.parquet"))
+        self.sound = [part for part in self.parts if f"{part.name}.parquet" in chosen]
+        self.marks = Fingerprints(self.config, self.sound)
+
+    def check(self) -> None:
+        """Raise `ConfigError` if the tables are not those that the shards were made of."""
+        marks = {
+            "select": self.marks.select,
+            "choose": self.marks.choose,
+            "finish": self.marks.finish(self.parts),
+        }
+        for stage, mark in marks.items():
+            if not is_done(self.run, stage, ALL, mark):
+                raise ConfigError(
+                    f"{self.run.url}: its {stage} tables are not those its shards were made of "
+                    "(thresholds were tried, or a run did not end); run `shards` to its end first"
+                )
+
+
+def _forget_in_shards(state: _State, uids: set[str]) -> int:
+    run = state.run
+    cut_plan(run, uids)
+    packed = pack_again(run, state.marks)
+    task = Task(run, "finish", state.marks.finish(state.parts))
+    rows = {part.name: part.rows for part in state.parts}
+    finish.finish(task, rows, [part.name for part in state.sound])
+    write_manifest(state.config, run)
+    report_run(run)
+    return packed

@@ -1,0 +1,130 @@
+"""Take rows out of the tables between stages, fingerprints untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.stages.failures import FAILURES
+from pipeline.stages.task import TABLES, tables_of
+from pipeline.storage import Directory
+
+#: Why a forgotten row has no image any more.
+REASON = "forgotten"
+# Columns of the download table that stay: the row is still counted, as failed.
+_STAY = ("row", "split", "failure", "reason")
+# These have rows of their own treatment, or none with a uid.
+_APART = ("download", "plan", "pack", "finish", "fit")
+
+
+def copies_of(run: Directory, uids: Collection[str]) -> set[str]:
+    """Return `uids` with every known copy of their images: exact ones share the uid, near ones do
+    not, but share the image that `select` kept for them."""
+    wanted = set(uids)
+    leaders: set[str] = set(uids)
+    pairs = []
+    for name in tables_of(run, "select").names("[0-9]*.parquet"):
+        table = tables_of(run, "select").read_table(name, ["uid", "representative"])
+        followers = table.filter(pc.is_valid(table["representative"]))
+        pairs += [
+            (row["uid"], row["representative"])
+            for row in followers.to_pylist()
+            if row["uid"] != row["representative"]
+        ]
+    leaders |= {leader for uid, leader in pairs if uid in wanted}
+    return wanted | leaders | {uid for uid, leader in pairs if leader in leaders}
+
+
+def rows_with(run: Directory, part: str, uids: pa.Array) -> pa.Table:
+    """Return the rows of a part's download table that hold one of the images."""
+    table = tables_of(run, "download").read_table(f"{part}.parquet")
+    return table.filter(pc.is_in(table["uid"], value_set=uids))
+
+
+def blank_download(run: Directory, part: str, uids: pa.Array) -> None:
+    """Turn the rows of the images into failures: no URL, no captions, no metadata."""
+    table, fingerprint = _read(run, "download", part)
+    gone = pc.is_in(table["uid"], value_set=uids)
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        if name == "captions":
+            empty = pa.scalar([], column.type)
+            columns[name] = pc.if_else(gone, empty, column)
+        elif name == "failure":
+            columns[name] = pc.if_else(gone, FAILURES[REASON][0], column)
+        elif name == "reason":
+            columns[name] = pc.if_else(gone, REASON, column)
+        elif name in _STAY:
+            columns[name] = column
+        else:
+            columns[name] = pc.if_else(gone, pa.scalar(None, column.type), column)
+    _write(run, "download", part, pa.table(columns), fingerprint)
+
+
+def drop_rows(run: Directory, part: str, uids: pa.Array) -> None:
+    """Drop the images' rows from every other stage's table of a part."""
+    for stage in _stages(run):
+        if not tables_of(run, stage).exists(f"{part}.parquet"):
+            continue
+        table, fingerprint = _read(run, stage, part)
+        if "uid" not in table.column_names:
+            continue
+        kept = table.filter(pc.invert(pc.is_in(table["uid"], value_set=uids)))
+        lost = _lost_captions(kept, uids) if stage == "select" else None
+        if lost is not None or len(kept) < len(table):
+            _write(run, stage, part, kept if lost is None else lost, fingerprint)
+
+
+def _lost_captions(selected: pa.Table, uids: pa.Array) -> pa.Table | None:
+    """Mark captions that were pooled into a forgotten image; None if there are none."""
+    followers = pc.is_in(selected["representative"], value_set=uids)
+    if not pc.any(followers).as_py():
+        return None
+    lists = [
+        [reason or "image_dropped" for reason in reasons] if follows else reasons
+        for reasons, follows in zip(
+            selected["caption_reasons"].to_pylist(), followers.to_pylist(), strict=True
+        )
+    ]
+    place = selected.column_names.index("caption_reasons")
+    kind = selected.schema.field(place).type
+    return selected.set_column(place, "caption_reasons", pa.array(lists, kind))
+
+
+def _stages(run: Directory) -> list[str]:
+    directory = run / TABLES
+    return [name for name in directory.names() if name not in _APART]
+
+
+def _read(run: Directory, stage: str, part: str) -> tuple[pa.Table, str | None]:
+    directory = tables_of(run, stage)
+    name = f"{part}.parquet"
+    return directory.read_table(name), directory.fingerprint(name)
+
+
+def _write(run: Directory, stage: str, part: str, table: pa.Table, fingerprint: str | None) -> None:
+    tables_of(run, stage).write_table(f"{part}.parquet", table, fingerprint)
+
+
+def parts_of(run: Directory, uids: pa.Array) -> list[str]:
+    """Return the parts whose tables name one of the images, as their own or as the copy kept."""
+    found = []
+    for name in tables_of(run, "download").names("[0-9]*.parquet"):
+        part = name.removesuffix(".parquet")
+        holds = _mentions(run, "download", part, "uid", uids)
+        # A forget that was killed has blanked the download table first.
+        holds = holds or _mentions(run, "select", part, "uid", uids)
+        if holds or _mentions(run, "select", part, "representative", uids):
+            found.append(part)
+    return found
+
+
+def _mentions(run: Directory, stage: str, part: str, column: str, uids: pa.Array) -> bool:
+    directory = tables_of(run, stage)
+    if not directory.exists(f"{part}.parquet"):
+        return False
+    values = directory.read_table(f"{part}.parquet", [column])[column]
+    return bool(pc.any(pc.is_in(values, value_set=uids)).as_py())
