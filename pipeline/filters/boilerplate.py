@@ -11,8 +11,6 @@ import re
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.filters.config import RepeatConfig
 
@@ -74,29 +72,24 @@ def has_boilerplate(text: str) -> bool:
     return bool(_ANYWHERE_PATTERN.search(text) or _ALONE_PATTERN.fullmatch(text))
 
 
-def count_images(keys: pa.Array, uids: pa.Array) -> pa.Table:
-    """Return on how many distinct images each caption occurs.
+def images_per_caption(
+    keys: npt.NDArray[np.uint64], images: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return on how many distinct images (m,) each caption of a corpus stands.
 
-    `keys` is uint64 (`CaptionMeasures.caption_key`), `uids` string, both (n,). The result has the
-    columns caption_key uint64 and images int64, sorted by key. Counts of parts cannot be added
-    when an image occurs in two parts, so give it the rows of all parts.
+    `keys` (m,) are equal for captions that count as one (`CaptionMeasures.caption_key`), `images`
+    (m,) number the image of each. Counts of parts cannot be added when an image occurs in two
+    parts, so give it the captions of all parts.
     """
-    table = pa.table({"caption_key": keys, "uid": uids})
-    counted = table.group_by("caption_key").aggregate([("uid", "count_distinct")])
-    counted = counted.rename_columns(
-        ["images" if name == "uid_count_distinct" else name for name in counted.column_names]
-    )
-    return counted.select(["caption_key", "images"]).sort_by("caption_key")
-
-
-def images_per_caption(keys: pa.Array, counts: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the count of each caption (n,) by its key; 1 where `counts` lacks the key."""
-    if not len(counts):
-        return np.ones(len(keys), dtype=np.int64)
-    place = pc.index_in(keys, value_set=counts["caption_key"]).combine_chunks()
-    images = counts["images"].combine_chunks().to_numpy(zero_copy_only=False)
-    found = place.fill_null(-1).to_numpy(zero_copy_only=False)
-    return np.where(found >= 0, images[found], 1).astype(np.int64)
+    order = np.lexsort((images, keys))
+    new_key = np.diff(keys[order], prepend=np.uint64(0)) != 0
+    new_image = new_key | (np.diff(images[order], prepend=-1) != 0)
+    new_key[:1] = True
+    number = np.cumsum(new_key) - 1
+    counts = np.bincount(number[new_image], minlength=1)
+    found = np.empty(len(keys), dtype=np.int64)
+    found[order] = counts[number]
+    return found
 
 
 def repeat_limit(total_images: int, config: RepeatConfig) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.filters.balance import BalanceConfig
+from pipeline.filters.blocklist import BlockConfig
+from pipeline.filters.presets import PRESETS, merged
 from pipeline.settings import Settings
 
 
@@ -16,6 +19,9 @@ class ImageFilterConfig(Settings):
         default=89_478_485,
         gt=0,
         description="refuse to decode images whose header claims more (Pillow's bomb limit) [px]",
+    )
+    min_pixels: int | None = Field(
+        default=None, ge=1, description="width times height, at least; off by default [px]"
     )
     min_side: int | None = Field(
         default=200, ge=1, description="shorter side, at least (DataComp basic) [px]"
@@ -29,6 +35,26 @@ class ImageFilterConfig(Settings):
         le=128,
         description="largest standard deviation of a colour channel, at least; "
         "catches blank images (ours) [levels of 255]",
+    )
+    min_entropy: float | None = Field(
+        default=0.5,
+        ge=0,
+        le=8,
+        description="Shannon entropy of the grey levels at 256 px, at least; catches blank images "
+        "with a thin frame or a few letters, which have contrast (ours, measured: "
+        "docs/decisions.md) [bits]",
+    )
+    max_grey_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of pixels without colour, at most; off by default, since black and "
+        "white photographs and drawings on white are good images (ours)",
+    )
+    drop_animated: bool = Field(
+        default=True,
+        description="drop animated WebP and PNG: their captions speak of more than the first "
+        "frame, all that is trained on (ours)",
     )
     min_sharpness: float | None = Field(
         default=None,
@@ -55,6 +81,15 @@ class RepeatConfig(Settings):
     )
     min_repeats: int = Field(
         default=10, ge=1, description="… but never up to this number (ALIGN) [images]"
+    )
+
+    similarity: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="captions whose sets of word pairs have this Jaccard similarity count as one "
+        "caption; null counts captions that are equal but for case, digits and punctuation. Off "
+        "by default: where captions are short or composed, near means another thing said (ours)",
     )
 
     @model_validator(mode="after")
@@ -108,7 +143,77 @@ class CaptionFilterConfig(Settings):
     drop_boilerplate: bool = Field(
         default=True, description="drop captions with page wording such as 'click here' (ours)"
     )
+    drop_contacts: bool = Field(
+        default=True, description="drop captions with an e-mail address or a phone number (ours)"
+    )
+    max_keyword_share: float | None = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        description="share of comma-separated items that are bare keywords, at most, in captions "
+        "of three items or more (ours, measured: docs/decisions.md)",
+    )
+    word_classes: bool = Field(
+        default=False,
+        description="measure the three shares below, which takes more than twice as long as all "
+        "other measures of a caption (Data-Juicer measures them with spaCy)",
+    )
+    min_noun_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of words that are nouns, at least; 0.01 asks for one (Data-Juicer "
+        "text_entity_dependency_filter)",
+    )
+    min_verb_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of words that are verbs, at least; 0.01 asks for one (Data-Juicer "
+        "text_action_filter)",
+    )
+    max_proper_noun_share: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of words that are names, at most; names say little of what is seen "
+        "(ours)",
+    )
+    pool_similarity: float | None = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="of an image's captions whose sets of word pairs have this Jaccard "
+        "similarity the first is kept; null keeps all that differ in a letter or digit (ours)",
+    )
     repeats: RepeatConfig = RepeatConfig()
+
+    @model_validator(mode="after")
+    def _classes_measured(self) -> CaptionFilterConfig:
+        for name in ("min_noun_share", "min_verb_share", "max_proper_noun_share"):
+            if getattr(self, name) is not None and not self.word_classes:
+                raise ValueError(f"{name} needs word_classes: true, which has the words classed")
+        return self
+
+
+class SemanticConfig(Settings):
+    """When two images show the same thing: see `semantic` (SemDeDup)."""
+
+    threshold: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="cosine of two images' embeddings, at least (SemDeDup, Abbas et al. 2023, "
+        "section 4: 0.95 removes about a third of LAION)",
+    )
+    cluster_size: int = Field(
+        default=1000,
+        ge=2,
+        le=20_000,
+        description="images are compared within k-means clusters of at most so many; cost and "
+        "recall grow with it (SemDeDup: 8,800 on average) [images]",
+    )
+    seed: int = Field(default=0, ge=0, description="of the k-means starting points")
 
 
 class DuplicateConfig(Settings):
@@ -129,10 +234,46 @@ class DuplicateConfig(Settings):
         "hashes alone (ours, measured: docs/decisions.md) [levels of 255]",
     )
 
+    semantic: SemanticConfig | None = Field(
+        default=None,
+        description="also drop images that show the same; null: off. Needs image embeddings",
+    )
+
+
+class ScoreFilterConfig(Settings):
+    """Which captions and images are kept by their scores; a caption without a score fails none."""
+
+    min_alignment: float | None = Field(
+        default=None, ge=0, le=1, description="alignment of a caption with its image, at least"
+    )
+    min_cosine: float | None = Field(
+        default=None,
+        ge=-1,
+        le=1,
+        description="CLIP cosine of a caption and its image, at least (LAION: 0.28 with ViT-B/32)",
+    )
+    min_quality: float | None = Field(
+        default=None, ge=0, le=1, description="quality of a caption, at least (ours)"
+    )
+    top_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the train images kept, those whose best caption scores highest "
+        "(DataComp's CLIP baseline: 0.3)",
+    )
+    top_by: Literal["alignment", "cosine", "quality"] = Field(
+        default="quality", description="the score that top_fraction ranks by"
+    )
+
 
 class FilterConfig(Settings):
     """All filters of a run."""
 
+    preset: Literal["datacomp-basic", "laion", "strict", "none"] | None = Field(
+        default=None,
+        description="a named set of thresholds; keys given beside it win. null: the defaults here",
+    )
     image: ImageFilterConfig = ImageFilterConfig()
     caption: CaptionFilterConfig = CaptionFilterConfig()
     duplicates: DuplicateConfig = DuplicateConfig()
@@ -141,3 +282,15 @@ class FilterConfig(Settings):
         description="an image without a good caption is kept for re-captioning, or dropped as "
         "DataComp does",
     )
+    scores: ScoreFilterConfig = ScoreFilterConfig()
+    balance: BalanceConfig | None = Field(
+        default=None, description="keep at most so many images per concept; null: off"
+    )
+    block: BlockConfig = BlockConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        """Put the preset's values where the config gives none."""
+        preset = given.get("preset") if isinstance(given, dict) else None
+        return merged(PRESETS[preset], given) if preset in PRESETS else given

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.filters.keys import Words
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
@@ -56,7 +58,7 @@ def near_duplicates(
     _, first, equal = np.unique(packed, return_index=True, return_inverse=True)
     unique = np.sort(first)
     pairs = _near_pairs(hashes[order][unique], radius, colours[order][unique], tolerance)
-    star = _stars(len(unique), pairs)
+    star = stars(len(unique), pairs)
     labels = np.empty(count, dtype=np.int64)
     place = np.searchsorted(unique, first[equal])
     labels[order] = order[unique[star[place]]]
@@ -64,22 +66,27 @@ def near_duplicates(
 
 
 def preference_order(
-    splits: Sequence[str], pixels: npt.NDArray[np.int64], uids: Sequence[str]
+    trained: npt.NDArray[np.bool_], pixels: npt.NDArray[np.int64], uids: Words
 ) -> Rows:
     """Return the rows (n,) from the best to keep to the worst, whatever their order in the input.
 
-    A copy in a held-out split (any but "train") comes first, so that nothing of a test set stays
-    in the training set; then more pixels; then the smaller uid.
+    A copy in a held-out split comes first, so that nothing of a test set stays in the training set
+    (`trained` (n,) is true in the split "train"); then more `pixels` (n,); then the smaller of
+    `uids` (n, 2), from `uid_words`.
     """
-    trained = np.asarray([split == "train" for split in splits], dtype=bool)
-    return np.lexsort((np.asarray(uids, dtype=np.str_), -pixels, trained)).astype(np.int64)
+    return np.lexsort((uids[:, 1], uids[:, 0], -pixels, trained)).astype(np.int64)
 
 
-def choose_representative(
-    splits: Sequence[str], pixels: npt.NDArray[np.int64], uids: Sequence[str]
-) -> int:
-    """Return the row to keep among copies: the first of `preference_order`."""
-    return int(preference_order(splits, pixels, uids)[0])
+def exact_leaders(uids: Words, order: Rows) -> Rows:
+    """Return for each row (n,) the most preferred row of the same image, by `uids` (n, 2)."""
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    by_uid = np.lexsort((rank, uids[:, 1], uids[:, 0]))
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (uids[by_uid[1:]] != uids[by_uid[:-1]]).any(axis=1)
+    leader = np.empty(len(order), dtype=np.int64)
+    leader[by_uid] = by_uid[new][np.cumsum(new) - 1]
+    return leader
 
 
 def _near_pairs(hashes: Hashes, radius: int, colours: Colours, tolerance: int) -> Rows:
@@ -128,7 +135,7 @@ def _cost(radius: int, agreeing: int, count: int) -> float:
     return math.comb(radius + agreeing, agreeing) * (_SORT_COST * count + candidates)
 
 
-def _stars(count: int, pairs: Rows) -> Rows:
+def stars(count: int, pairs: Rows) -> Rows:
     """Return each row's centre (n,), given sorted near pairs (m, 2); centres in row order."""
     centre = np.full(count, -1, dtype=np.int64)
     starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from pipeline.filters.animation import is_animated
+
 #: Why an image has no measures.
 DECODE_ERRORS: Final = {
     "empty": "there are no bytes",
@@ -28,6 +30,7 @@ COLOUR_BYTES: Final = COLOUR_CELLS * COLOUR_CELLS * 3
 _WORKING_SIDE = 256  # longer side at which contrast and sharpness are measured, in pixels
 _HASH_SIDE = 8
 _DCT_SIDE = 32
+_GREY_SPREAD = 8  # levels that JPEG's coarser chroma may part the channels of a grey pixel
 
 Image = npt.NDArray[np.uint8]
 
@@ -39,8 +42,11 @@ class ImageMeasures:
     `width`, `height` and `pixels` are of the stored image, from its header. `contrast` is the
     largest standard deviation of a channel [levels of 255]: a drawing in two colours of the same
     lightness is not blank. `sharpness` is the variance of the Laplacian [levels²] with the longer
-    side brought to 256 px (never enlarged). `phash` is an unsigned 64-bit perceptual hash,
-    `colours` the mean BGR of 4 x 4 cells in row order, 48 bytes.
+    side brought to 256 px (never enlarged). At that size, too, `entropy` is the Shannon entropy of
+    the grey levels [bits] and `grey_share` the share of pixels whose channels differ by at most
+    `_GREY_SPREAD` levels. `animated` says whether the stored file has more than one frame. `phash`
+    is an unsigned 64-bit perceptual hash, `colours` the mean BGR of 4 x 4 cells in row order, 48
+    bytes.
     """
 
     decode_error: str | None
@@ -49,6 +55,9 @@ class ImageMeasures:
     pixels: int | None = None
     contrast: float | None = None
     sharpness: float | None = None
+    entropy: float | None = None
+    grey_share: float | None = None
+    animated: bool | None = None
     phash: int | None = None
     colours: bytes | None = None
 
@@ -62,7 +71,7 @@ def measure_image(data: bytes, max_pixels: int = 89_478_485) -> ImageMeasures:
     if isinstance(size, str):
         return ImageMeasures(decode_error=size)
     width, height = size
-    known = ImageMeasures(None, width, height, width * height)
+    known = ImageMeasures(None, width, height, width * height, animated=is_animated(data))
     if min(width, height) < 1:
         return ImageMeasures(decode_error="bad_header")
     if width * height > max_pixels:
@@ -79,9 +88,18 @@ def measure_image(data: bytes, max_pixels: int = 89_478_485) -> ImageMeasures:
         known,
         contrast=float(deviations.max()),
         sharpness=float(spread[0, 0]) ** 2,
+        entropy=_entropy(grey),
+        grey_share=float((np.ptp(small, axis=2) <= _GREY_SPREAD).mean()),
         phash=perceptual_hash(grey),
         colours=cells.tobytes(),
     )
+
+
+def _entropy(grey: Image) -> float:
+    """Return the Shannon entropy of the grey levels in bits, 0 to 8."""
+    shares = np.bincount(grey.ravel(), minlength=256) / grey.size
+    present = shares[shares > 0]
+    return float(-(present * np.log2(present)).sum()) + 0.0  # no minus zero
 
 
 def perceptual_hash(grey: Image) -> int:

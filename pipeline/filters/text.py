@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.filters import language
 from pipeline.filters.boilerplate import has_boilerplate
+from pipeline.filters.keywords import keyword_share
 
 #: Only so many characters of a caption are looked at (counts of words and characters excepted), so
 #: that a page pasted into an alt attribute costs no more than a paragraph.
@@ -21,7 +22,8 @@ MEASURED_CHARACTERS = 2000
 class CaptionMeasures:
     """Measures of one caption, after white space at its ends was cut.
 
-    `language`, `language_score` and `english_score` are `language.Language`. Shares lie in [0, 1].
+    `language`, `language_score` and `english_score` are `language.Language`. Shares lie in [0, 1];
+    `keyword_share` is `keywords.keyword_share`.
     `caption_key` is 64 bits of SHA-256 of the normalised caption, for counting across a corpus.
     """
 
@@ -35,7 +37,9 @@ class CaptionMeasures:
     bad_encoding: bool
     filename_like: bool
     url_like: bool
+    contact_like: bool
     boilerplate: bool
+    keyword_share: float
     caption_key: int
 
 
@@ -60,7 +64,9 @@ def _measure(text: str) -> CaptionMeasures:
         bad_encoding=_BROKEN.search(head) is not None,
         filename_like=_is_filename(head),
         url_like=_is_url(head),
+        contact_like=_CONTACT.search(head) is not None,
         boilerplate=has_boilerplate(head),
+        keyword_share=keyword_share(head),
         caption_key=caption_key(text),
     )
 
@@ -107,6 +113,15 @@ _CODE = re.compile(r"[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[
 _URL = re.compile(
     r"(?:https?|ftp)://\S+|\bwww\.\S+"
     r"|\b(?:[a-z0-9-]+\.)+(?:com|org|net|edu|gov|info|biz|io|co|uk|de|fr|ru|cn|jp|eu|us)\b(?:/\S*)?",
+    re.I,
+)
+# An e-mail address, or a telephone number: with a country code, a bracketed or grouped American
+# one, or digits announced as a number. Sizes, dates and serial numbers are none of these.
+_CONTACT = re.compile(
+    r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}"
+    r"|(?<![\w+])\+\d{1,3}[ .()-]{0,2}\d(?:[ .()-]{0,2}\d){6,12}(?!\w)"
+    r"|(?<!\w)\(\d{3}\) ?\d{3}[ .-]\d{4}(?!\w)|(?<![\w-])\d{3}([.-])\d{3}\1\d{4}(?![\w-])"
+    r"|\b(?:tel|phone|call(?: us)?|fax|whatsapp|mobile)[ .:]{1,3}\+?\d(?:[ .()-]{0,2}\d){5,13}",
     re.I,
 )
 

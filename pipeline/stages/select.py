@@ -1,221 +1,293 @@
-"""The verdict over all parts: thresholds, repeated captions, exact and near-duplicate images.
+"""The verdict over all parts: thresholds, repeated captions, duplicate images, pooled captions.
 
-Reads measures only. Rows of one image (exact duplicates share a uid) and of its near-duplicates
-form one group, led by its representative; the alt texts of the others are pooled into it.
+Reads measures, never images. Rows of one image (exact duplicates share a uid) and of its
+near-duplicates form one group, led by its representative; the alt texts of the others are pooled
+into it. Everything is numpy and Arrow columns, about 150 bytes a row with its alt text, so that a
+run of a hundred million rows fits one worker; texts are read part by part.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.filters.boilerplate import count_images, images_per_caption
+from pipeline.filters.blocklist import block_words, has_blocked_word
+from pipeline.filters.boilerplate import images_per_caption
 from pipeline.filters.config import FilterConfig
-from pipeline.filters.duplicates import near_duplicates, preference_order
-from pipeline.filters.measures import CAPTION_MEASURES, IMAGE_MEASURES, colour_array
-from pipeline.filters.verdicts import caption_reasons, image_reasons
+from pipeline.filters.duplicates import exact_leaders, near_duplicates, preference_order
+from pipeline.filters.keys import Words, uid_texts, uid_words
+from pipeline.filters.measures import CAPTION_MEASURES, IMAGE_MEASURES, byte_rows
+from pipeline.filters.near_texts import near_captions
+from pipeline.filters.pools import REASONS, Pools
+from pipeline.filters.reasons import IMAGE_REASONS, SELECTION_REASONS
+from pipeline.filters.semantic import semantic_duplicates
+from pipeline.filters.verdicts import (
+    Codes,
+    caption_codes,
+    code_of,
+    image_codes,
+    reason_array,
+    with_repeats,
+)
 from pipeline.stages.task import ALL, StageReport, Task, tables_of
 from pipeline.storage import Directory
 
-VERSION = 2
+VERSION = 3
 
 Rows = npt.NDArray[np.int64]
-Reasons = npt.NDArray[np.object_]
 
-#: What is read of the measures; the image features stay where they are.
-COLUMNS = ["row", "uid", "split", *IMAGE_MEASURES.names, "captions"]
-
-_SCHEMA = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("uid", pa.string()),
-        ("split", pa.string()),
-        ("reason", pa.string()),
-        ("representative", pa.string()),
-        ("captions", pa.list_(pa.string())),
-        ("caption_reasons", pa.list_(pa.string())),
-    ]
-)
+_IMAGE_REASONS = [*IMAGE_REASONS, *SELECTION_REASONS]
+_COLUMNS = ["uid", "split", *IMAGE_MEASURES.names, "captions"]
 
 
 @dataclass
-class _Verdicts:
-    """Arrays over all fetched rows (n,) and over all their alt texts (m,)."""
+class _Corpus:
+    """Arrays over all fetched rows (n,) and over all their alt texts (m,), in part order."""
 
-    row: Rows
-    uid: Reasons
-    split: Reasons
-    reason: Reasons  # (n,) why the row is dropped, None where kept
-    leader: Rows  # (n,) place of the row that leads the group
-    owner: Rows  # (m,) place of the row a caption belongs to
-    caption_reason: Reasons  # (m,)
-    first_caption: Rows  # (n + 1,) where each row's captions start
+    run: Directory
+    parts: list[str]
+    ends: Rows  # (parts,) where each part's rows end
+    uids: Words  # (n, 2)
+    trained: npt.NDArray[np.bool_]
+    pixels: Rows
+    phash: npt.NDArray[np.uint64]
+    colours: npt.NDArray[np.uint8]  # (n, 48)
+    code: Codes  # (n,) place in `_IMAGE_REASONS`, from 1; 0 where kept
+    first: Rows  # (n + 1,) where each row's captions start
+    caption_code: Codes  # (m,) place in `pools.REASONS`, from 1
+    caption_key: npt.NDArray[np.uint64]
+
+    def spans(self) -> Iterator[tuple[str, int, int]]:
+        """Yield each part's name and its rows [start, end)."""
+        starts = [0, *self.ends[:-1].tolist()]
+        yield from zip(self.parts, starts, self.ends.tolist(), strict=True)
 
 
 def select(task: Task, parts: list[str], config: FilterConfig) -> StageReport:
-    """Write each part's verdicts, then the stage's mark: one row per part with its kept images."""
-    tables = [
-        tables_of(task.run, "filter").read_table(f"{part}.parquet", COLUMNS) for part in parts
-    ]
-    verdicts = _judge(pa.concat_tables(tables), config)
-    ends = np.cumsum([table.num_rows for table in tables])
-    spans = list(zip(parts, [0, *ends[:-1].tolist()], ends.tolist(), strict=True))
-    pools = _pool(task.run, spans, verdicts)
+    """Write each part's verdicts, then the stage's mark: one row per part with its kept images.
+
+    A part's table has a row for each fetched one: row, uid, split, reason (null = kept),
+    representative (uid of the image that a duplicate is one of), captions (the group's alt texts,
+    null where dropped) and caption_reasons (per alt text of the row; null = in `captions`).
+    """
+    corpus = _read(task.run, parts, config)
+    order = preference_order(corpus.trained, corpus.pixels, corpus.uids)
+    exact = exact_leaders(corpus.uids, order)
+    leader, pooled_by = _group(corpus, order, exact, config)
+    pools = _pool(corpus, exact, pooled_by, config)
+    alive = np.bincount(pools.lead[pools.code == 0], minlength=len(leader))
     if config.on_bad_caption == "drop_image":
-        for place in np.flatnonzero(verdicts.reason == None):  # noqa: E711 (elementwise)
-            if not _pooled(int(place), verdicts, pools):
-                verdicts.reason[place] = "no_good_caption"
-    kept = []
-    for part, start, end in spans:
-        texts = _texts(task.run, part)
-        table = _part_table(texts, start, end, verdicts, pools)
-        task.write(part, table)
-        kept.append(table["reason"].null_count)
-    task.write(ALL, pa.table({"part": parts, "kept": kept}))
-    return StageReport(counts={"fetched": len(verdicts.row), "kept": sum(kept)})
+        corpus.code[(corpus.code == 0) & (alive == 0)] = code_of(_IMAGE_REASONS, "no_good_caption")
+    kept = _write(task, corpus, leader, pools)
+    task.write(ALL, pa.table({"part": pa.array(parts, pa.string()), "kept": kept}))
+    return StageReport(counts={"fetched": len(leader), "kept": int(np.sum(kept))})
 
 
-def _judge(table: pa.Table, config: FilterConfig) -> _Verdicts:
-    reason = _objects(image_reasons(table, config))
-    uid = _objects(table["uid"])
-    split = _objects(table["split"])
-    pixels = np.asarray(pc.fill_null(table["pixels"], 0).to_numpy(), dtype=np.int64)
-    order = preference_order(split.tolist(), pixels, uid.tolist())
-    leader = _exact_leaders(uid, order)
-    copies = leader != np.arange(len(leader))
-    _near_leaders(table, np.flatnonzero(~copies & (reason == None)), order, leader, config)  # noqa: E711
-    leader = leader[leader]  # an exact copy of a near-duplicate follows it to its representative
-    near = ~copies & (leader != np.arange(len(leader)))
-    reason[near] = "near_duplicate"
-    reason[copies] = "exact_duplicate"
-    captions = table["captions"].combine_chunks()
-    lengths = np.asarray(captions.value_lengths().fill_null(0).to_numpy(zero_copy_only=False))
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    return _Verdicts(
-        row=np.asarray(table["row"].to_numpy(), dtype=np.int64),
-        uid=uid,
-        split=split,
-        reason=reason,
-        leader=leader,
-        owner=owner,
-        caption_reason=_judge_captions(captions, uid[owner], len(set(uid)), config),
-        first_caption=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-    )
+def _read(run: Directory, parts: list[str], config: FilterConfig) -> _Corpus:
+    """Judge every row and caption by itself, part by part, and keep what groups need."""
+    blocked = block_words(config.block)
+    columns: dict[str, list[npt.NDArray[np.generic]]] = {}
+    for part in parts:
+        table = tables_of(run, "filter").read_table(f"{part}.parquet", _COLUMNS)
+        lists = table["captions"].combine_chunks()
+        structs = lists.flatten()
+        fields = [structs.field(name) for name in CAPTION_MEASURES.names]
+        measures = pa.Table.from_arrays(fields, schema=CAPTION_MEASURES)
+        hit = has_blocked_word(_texts(run, part), blocked) if len(blocked) else None
+        sound = {
+            "uids": uid_words(table["uid"]),
+            "trained": pc.equal(table["split"], "train").to_numpy(),
+            "pixels": pc.fill_null(table["pixels"], 0).to_numpy(),
+            "phash": pc.fill_null(table["phash"], 0).to_numpy(),
+            "colours": byte_rows(table["colours"]),
+            "code": image_codes(table, config),
+            "lengths": pc.list_value_length(lists).to_numpy(zero_copy_only=False),
+            "caption_code": caption_codes(measures, config, hit),
+            "caption_key": measures["caption_key"].to_numpy(),
+        }
+        for name, values in sound.items():
+            columns.setdefault(name, []).append(values)
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    lengths = joined.pop("lengths")
+    ends = np.cumsum([len(values) for values in columns["code"]])
+    first = np.concatenate([[0], np.cumsum(lengths)])
+    return _Corpus(run, parts, ends, first=first, **joined)  # type: ignore[arg-type]
 
 
-def _exact_leaders(uid: Reasons, order: Rows) -> Rows:
-    """Return for each row (n,) the place of the most preferred row of the same image."""
-    _, first, inverse = np.unique(uid[order].astype(str), return_index=True, return_inverse=True)
-    leader = np.empty(len(uid), dtype=np.int64)
-    leader[order] = order[first[inverse]]
-    return leader
+def _group(corpus: _Corpus, order: Rows, exact: Rows, config: FilterConfig) -> tuple[Rows, Rows]:
+    """Mark duplicates; return for each row (n,) its representative and whose pool it joins.
 
-
-def _near_leaders(
-    table: pa.Table, candidates: Rows, order: Rows, leader: Rows, config: FilterConfig
-) -> None:
-    """Point near-duplicates among distinct, sound images at the copy to keep; changes `leader`."""
-    rules = config.duplicates
-    if rules.radius is None or not len(candidates):
-        return
-    measured = table.take(pa.array(candidates))
+    The two differ for semantic duplicates: their captions tell of another photograph.
+    """
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    copy_of = near_duplicates(
-        np.asarray(measured["phash"].to_numpy(), dtype=np.uint64),
-        rules.radius,
-        colours=colour_array(measured["colours"]),
-        tolerance=rules.colour_tolerance,
-        order=np.argsort(rank[candidates]),
-    )
-    leader[candidates] = candidates[copy_of]
+    copies = exact != np.arange(len(exact))
+    leader = exact.copy()
+    found = np.flatnonzero(~copies & (corpus.code == 0))
+    found = found[np.argsort(rank[found])]  # candidates, best first
+    rules = config.duplicates
+    if rules.radius is not None:
+        labels = near_duplicates(
+            corpus.phash[found],
+            rules.radius,
+            colours=corpus.colours[found],
+            tolerance=rules.colour_tolerance,
+        )
+        leader[found] = found[labels]
+        corpus.code[found[leader[found] != found]] = code_of(_IMAGE_REASONS, "near_duplicate")
+        found = found[leader[found] == found]
+    corpus.code[copies] = code_of(_IMAGE_REASONS, "exact_duplicate")
+    pooled_by = leader[leader]  # an exact copy follows its near-duplicate
+    shown = pooled_by.copy()
+    if rules.semantic is not None:
+        rows, embeddings = _embeddings(corpus, found, rank)
+        labels = semantic_duplicates(
+            embeddings,
+            rules.semantic.threshold,
+            cluster_size=rules.semantic.cluster_size,
+            seed=rules.semantic.seed,
+        )
+        shown[rows] = rows[labels]
+        corpus.code[rows[shown[rows] != rows]] = code_of(_IMAGE_REASONS, "semantic_duplicate")
+    return shown[pooled_by], pooled_by
 
 
-def _judge_captions(
-    captions: pa.ListArray, uids: Reasons, images: int, config: FilterConfig
-) -> Reasons:
-    structs = captions.flatten()
-    fields = [structs.field(name) for name in CAPTION_MEASURES.names]
-    measures = pa.Table.from_arrays(fields, schema=CAPTION_MEASURES)
-    keys = measures["caption_key"]
-    counts = count_images(keys, pa.array(uids, pa.string()))
-    return _objects(caption_reasons(measures, config, images_per_caption(keys, counts), images))
+def _embeddings(
+    corpus: _Corpus, candidates: Rows, rank: Rows
+) -> tuple[Rows, npt.NDArray[np.float16]]:
+    """Return the candidates (n,) that have an embedding, best first, and those (n, D)."""
+    wanted = np.zeros(len(corpus.code), dtype=bool)
+    wanted[candidates] = True
+    rows, parts = [np.zeros(0, np.int64)], []
+    for part, start, end in corpus.spans():
+        table = tables_of(corpus.run, "embed").read_table(f"{part}.parquet", ["embedding"])
+        column = table["embedding"].combine_chunks()
+        present = np.asarray(pc.is_valid(column)) & wanted[start:end]
+        rows.append(np.flatnonzero(present) + start)
+        flat = column.filter(pa.array(present)).flatten().to_numpy(zero_copy_only=False)
+        parts.append(flat.astype(np.float16, copy=False).reshape(-1, column.type.list_size))
+    found = np.concatenate(rows)
+    best = np.argsort(rank[found])
+    return found[best], np.concatenate(parts)[best]
 
 
-def _pool(
-    run: Directory, spans: list[tuple[str, int, int]], verdicts: _Verdicts
-) -> dict[int, list[str]]:
-    """Return the pooled captions of every kept leader that has followers or repeats itself.
-
-    Marks captions that end nowhere: `image_dropped` with their image, `duplicate_text` when the
-    image has the same text already. Texts of single rows are not held in memory.
-    """
-    leads = verdicts.leader[verdicts.owner]
-    sound = verdicts.caption_reason == None  # noqa: E711
-    verdicts.caption_reason[sound & (verdicts.reason[leads] != None)] = "image_dropped"  # noqa: E711
-    alive = verdicts.caption_reason == None  # noqa: E711
-    per_leader = np.bincount(leads[alive], minlength=len(verdicts.row))
-    offered: dict[int, list[tuple[bool, int, str]]] = defaultdict(list)
-    for part, start, end in spans:
-        texts = _texts(run, part)
-        low, high = verdicts.first_caption[start], verdicts.first_caption[end]
-        for caption in np.flatnonzero(alive[low:high]) + low:
-            place = int(verdicts.owner[caption])
-            if per_leader[leads[caption]] > 1 or place != leads[caption]:
-                text = texts[place - start][caption - verdicts.first_caption[place]]
-                offered[int(leads[caption])].append((place != leads[caption], int(caption), text))
-    pools: dict[int, list[str]] = {}
-    for place, offers in offered.items():
-        pool: dict[str, None] = {}
-        for _, caption, text in sorted(offers):
-            if text in pool:
-                verdicts.caption_reason[caption] = "duplicate_text"
-            pool.setdefault(text)
-        pools[place] = list(pool)
+def _pool(corpus: _Corpus, exact: Rows, pooled_by: Rows, config: FilterConfig) -> Pools:
+    """Judge every caption by its corpus, where `exact` (n,) numbers the images, and its group."""
+    owner = np.repeat(np.arange(len(pooled_by)), np.diff(corpus.first))
+    rules = config.caption
+    everything = np.ones(len(owner), dtype=bool)
+    keys = corpus.caption_key
+    if rules.repeats.similarity is not None and len(keys):
+        labels = near_captions(_signatures(corpus, everything), rules.repeats.similarity)
+        keys = keys[labels]
+    images = images_per_caption(keys, exact[owner])
+    total = int((exact == np.arange(len(exact))).sum())
+    pools = Pools(owner, pooled_by[owner], with_repeats(corpus.caption_code, images, total, config))
+    pools.drop_with_images(corpus.code == 0)
+    shared = pools.shared(len(pooled_by))
+    if len(shared):
+        wanted = np.zeros(len(owner), dtype=bool)
+        wanted[shared] = True
+        place = np.searchsorted(np.sort(shared), shared)
+        if rules.pool_similarity is None:
+            _, equal = np.unique(
+                _gathered(corpus, wanted).to_numpy(zero_copy_only=False)[place].astype(str),
+                return_inverse=True,
+            )
+            label = exact_leaders(
+                np.stack([pools.lead[shared], equal], axis=1).astype(np.uint64),
+                np.arange(len(shared)),
+            )
+        else:
+            made = _signatures(corpus, wanted)[place]
+            label = near_captions(made, rules.pool_similarity, pools.lead[shared])
+        pools.drop_repeats(shared, label)
     return pools
 
 
-def _pooled(place: int, verdicts: _Verdicts, pools: dict[int, list[str]]) -> bool:
-    own = slice(verdicts.first_caption[place], verdicts.first_caption[place + 1])
-    return place in pools or bool(np.any(verdicts.caption_reason[own] == None))  # noqa: E711
+def _signatures(corpus: _Corpus, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Return the signatures of the wanted captions (m,), in their order."""
+    found = []
+    for part, start, end in corpus.spans():
+        mask = wanted[corpus.first[start] : corpus.first[end]]
+        if mask.any():
+            table = tables_of(corpus.run, "filter").read_table(f"{part}.parquet", ["signatures"])
+            flat = table["signatures"].combine_chunks().flatten()
+            found.append(byte_rows(flat.filter(pa.array(mask))))
+    return np.concatenate(found)
 
 
-def _part_table(
-    texts: list[list[str]], start: int, end: int, verdicts: _Verdicts, pools: dict[int, list[str]]
-) -> pa.Table:
-    rows: list[dict[str, Any]] = []
-    for place in range(start, end):
-        span = slice(verdicts.first_caption[place], verdicts.first_caption[place + 1])
-        reasons = verdicts.caption_reason[span].tolist()
-        kept = verdicts.reason[place] is None
-        own = [t for t, r in zip(texts[place - start], reasons, strict=True) if r is None]
-        leader = int(verdicts.leader[place])
-        rows.append(
-            {
-                "row": int(verdicts.row[place]),
-                "uid": verdicts.uid[place],
-                "split": verdicts.split[place],
-                "reason": verdicts.reason[place],
-                "representative": verdicts.uid[leader] if leader != place else None,
-                "captions": pools.get(place, own) if kept else None,
-                "caption_reasons": reasons,
-            }
+def _gathered(corpus: _Corpus, wanted: npt.NDArray[np.bool_]) -> pa.Array:
+    """Return the texts of the wanted captions (m,), in their order."""
+    found = [pa.array([], pa.string())]
+    for part, start, end in corpus.spans():
+        mask = wanted[corpus.first[start] : corpus.first[end]]
+        if mask.any():
+            found.append(_texts(corpus.run, part).filter(pa.array(mask)))
+    return pa.concat_arrays(found)
+
+
+def _write(task: Task, corpus: _Corpus, leader: Rows, pools: Pools) -> list[int]:
+    """Write the parts' tables; return how many images each keeps."""
+    moved = np.flatnonzero((pools.code == 0) & (pools.owner != pools.lead))
+    wanted = np.zeros(len(pools.code), dtype=bool)
+    wanted[moved] = True
+    moved_texts = _gathered(corpus, wanted)
+    by_lead = np.argsort(pools.lead[moved], kind="stable")
+    leads = pools.lead[moved][by_lead]
+    kept = []
+    for part, start, end in corpus.spans():
+        low, high = corpus.first[start], corpus.first[end]
+        own = low + np.flatnonzero(
+            (pools.code[low:high] == 0) & (pools.owner[low:high] == pools.lead[low:high])
         )
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+        ahead, behind = np.searchsorted(leads, [start, end])
+        coming = by_lead[ahead:behind]
+        captions = pools.ordered(np.concatenate([own, moved[coming]]))
+        # Where each caption's text is: in the part, or after it among those that come.
+        arrived = np.sort(coming)
+        texts = pa.concat_arrays([_texts(corpus.run, part), moved_texts.take(pa.array(arrived))])
+        stays = pools.lead[captions] == pools.owner[captions]
+        place = high - low + np.searchsorted(moved[arrived], captions)
+        place[stays] = captions[stays] - low
+        lengths = np.bincount(pools.lead[captions] - start, minlength=end - start)
+        code = corpus.code[start:end]
+        own_columns = ["row", "uid", "split"]
+        table = tables_of(corpus.run, "filter").read_table(f"{part}.parquet", own_columns)
+        verdicts = {
+            **{name: table[name] for name in own_columns},
+            "reason": reason_array(code, _IMAGE_REASONS),
+            "representative": _representatives(corpus.uids, leader, start, end),
+            "captions": _lists(lengths, texts.take(pa.array(place)), code != 0),
+            "caption_reasons": _lists(
+                np.diff(corpus.first[start : end + 1]),
+                reason_array(pools.code[low:high], REASONS),
+            ),
+        }
+        task.write(part, pa.table(verdicts))
+        kept.append(int((code == 0).sum()))
+    return kept
 
 
-def _texts(run: Directory, part: str) -> list[list[str]]:
-    """Return the alt texts of a part's fetched rows."""
+def _representatives(uids: Words, leader: Rows, start: int, end: int) -> pa.Array:
+    """Return the uid of the row that leads each row [start, end), null where it is itself."""
+    own = leader[start:end] == np.arange(start, end)
+    places = np.where(own, -1, np.cumsum(~own) - 1)
+    return uid_texts(uids[leader[start:end][~own]]).take(pa.array(places, mask=own))
+
+
+def _lists(lengths: Rows, values: pa.Array, null: npt.NDArray[np.bool_] | None = None) -> pa.Array:
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    mask = None if null is None else pa.array(null)
+    return pa.ListArray.from_arrays(offsets, values, mask=mask)
+
+
+def _texts(run: Directory, part: str) -> pa.Array:
+    """Return the alt texts of a part's fetched rows, in order."""
     table = tables_of(run, "download").read_table(f"{part}.parquet", ["reason", "captions"])
-    fetched = table.filter(pc.is_null(table["reason"]))
-    return [texts or [] for texts in fetched["captions"].to_pylist()]
-
-
-def _objects(column: pa.Array | pa.ChunkedArray) -> Reasons:
-    return np.array([*column.to_pylist(), None], dtype=object)[:-1]
+    return table.filter(pc.is_null(table["reason"]))["captions"].combine_chunks().flatten()

@@ -1,16 +1,18 @@
 import time
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.filters.duplicates import (
     _masks,
-    choose_representative,
+    exact_leaders,
     near_duplicates,
     preference_order,
 )
+from pipeline.filters.keys import uid_texts, uid_words
 
 
 def reference(
@@ -108,34 +110,36 @@ def test_a_hundred_thousand_hashes_take_seconds() -> None:
     assert (labels[:80_000] == np.arange(80_000)).mean() > 0.999
 
 
-@settings(deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["train", "test", "val"]),
-            st.integers(1, 4),
-            st.text("abc", min_size=1, max_size=3),
-        ),
-        min_size=1,
-        max_size=8,
-        unique_by=lambda row: row[2],
-    ),
-    st.randoms(use_true_random=False),
+UIDS = [digits * 16 for digits in ("00", "0f", "a0", "ff")]
+ROWS = st.lists(
+    st.tuples(st.booleans(), st.integers(1, 3), st.sampled_from(UIDS)), min_size=1, max_size=9
 )
-def test_the_representative_does_not_depend_on_order(rows: list, random: object) -> None:
-    def chosen(some: list) -> tuple[str, int, str]:
-        splits, pixels, uids = zip(*some, strict=True)
-        return some[choose_representative(splits, np.array(pixels), uids)]
-
-    shuffled = list(rows)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert chosen(shuffled) == chosen(rows)
-    assert chosen(rows) == min(rows, key=lambda row: (row[0] == "train", -row[1], row[2]))
 
 
-def test_preference_order() -> None:
-    splits, uids = ["train", "train", "test", "train"], ["b", "a", "z", "c"]
-    assert preference_order(splits, np.array([9, 9, 1, 10]), uids).tolist() == [2, 3, 1, 0]
+@given(ROWS)
+def test_leaders_of_copies_are_the_preferred_rows(rows: list[tuple[bool, int, str]]) -> None:
+    trained, pixels, uids = zip(*rows, strict=True)
+    words = uid_words(pa.array(uids))
+    order = preference_order(np.array(trained), np.array(pixels), words).tolist()
+    # Held-out first, then more pixels, then the smaller uid; rows equal in all stay in order.
+    plain = sorted(range(len(rows)), key=lambda i: (trained[i], -pixels[i], uids[i]))
+    assert order == plain
+    expected = [next(j for j in order if uids[j] == uid) for uid in uids]
+    assert exact_leaders(words, np.array(order)).tolist() == expected
+
+
+@given(st.lists(st.text("0123456789abcdef", min_size=32, max_size=32), max_size=5))
+def test_uids_survive_as_numbers_and_sort_as_texts(uids: list[str]) -> None:
+    words = uid_words(pa.chunked_array([uids[:2], uids[2:]], pa.string()))
+    assert uid_texts(words).to_pylist() == uids
+    order = np.lexsort((words[:, 1], words[:, 0])).tolist()
+    assert [uids[i] for i in order] == sorted(uids)
+
+
+@pytest.mark.parametrize("uid", ["0" * 31 + "G", "0" * 31 + "A", None])
+def test_what_is_no_uid_is_refused(uid: str | None) -> None:
+    with pytest.raises(ValueError, match="32 lower-case hex digits"):
+        uid_words(pa.array(["0" * 32, uid]))
 
 
 @pytest.mark.parametrize("radius", [0, 4])

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 
 from pipeline.filters.config import FilterConfig
 from pipeline.filters.image import COLOUR_BYTES
-from pipeline.filters.measures import CAPTION_MEASURES, IMAGE_MEASURES
+from pipeline.filters.measures import IMAGE_MEASURES
+from pipeline.filters.near_texts import signatures
 from pipeline.settings import build
+from pipeline.stages.filter import SCHEMA
 from pipeline.stages.select import select
 from pipeline.stages.task import Task, is_done, tables_of
 from pipeline.storage import Directory
@@ -68,6 +70,9 @@ def image_measures(image: str) -> dict[str, Any]:
         "pixels": side * side,
         "contrast": 50.0,
         "sharpness": 100.0,
+        "entropy": 5.0,
+        "grey_share": 0.1,
+        "animated": False,
         "phash": phash,
         "colours": bytes([colour]) * COLOUR_BYTES,
     }
@@ -85,8 +90,13 @@ def caption_measures(text: str) -> dict[str, Any]:
         "bad_encoding": False,
         "filename_like": False,
         "url_like": False,
+        "contact_like": False,
+        "keyword_share": 0.0,
         "boilerplate": TEXTS[text] == "boilerplate",
         "caption_key": list(TEXTS).index(text),
+        "noun_share": None,
+        "verb_share": None,
+        "proper_noun_share": None,
     }
 
 
@@ -115,20 +125,12 @@ def run_select(
                 "split": r.split,
                 **image_measures(r.image),
                 "captions": [caption_measures(text) for text in r.captions],
+                "signatures": [made.tobytes() for made in signatures(r.captions)],
             }
             for n, r in zip(numbers, rows, strict=True)
             if r.image != FAILED
         ]
-        schema = pa.schema(
-            [
-                ("row", pa.int64()),
-                ("uid", pa.string()),
-                ("split", pa.string()),
-                *IMAGE_MEASURES,
-                ("captions", pa.list_(pa.struct(list(CAPTION_MEASURES)))),
-            ]
-        )
-        table = pa.Table.from_pylist(measured, schema=schema)
+        table = pa.Table.from_pylist(measured, schema=SCHEMA)
         tables_of(run, "filter").write_table(f"{name}.parquet", table)
     report = select(Task(run, "select", "mark"), names, config)
     assert is_done(run, "select", "all", "mark")
