@@ -137,10 +137,11 @@ def _status(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from pipeline.report import write_report
+    from pipeline.report.page import REPORT, write_report
     from pipeline.storage import Directory
 
-    print(write_report(Directory(parsed.run)))
+    write_report(Directory(parsed.run))
+    print(f"{parsed.run.rstrip('/')}/{REPORT}")
     return DONE
 
 

@@ -19,6 +19,7 @@ from pipeline.stages import (
     embed,
     filter,
     finish,
+    fit,
     pack,
     recaption,
     score,
@@ -73,7 +74,7 @@ class Fingerprints:
         inputs = [self.select, *map(self.recaption, self.parts)]
         if needs_embeddings(self.config):
             inputs += map(self.embed, self.parts)
-        return _mark("fit", score.VERSION, self.config.score.alignment, *inputs)
+        return _mark("fit", score.VERSION, fit.fit_settings(self.config.score), *inputs)
 
     def score(self, part: Part) -> str:
         """What the part's scores depend on."""

@@ -6,7 +6,7 @@ from pipeline.config import PipelineConfig
 from pipeline.fingerprints import Fingerprints
 from pipeline.part import listed, with_generations
 from pipeline.sources.build import build_source
-from pipeline.stages import recaption
+from pipeline.stages import recaption, score
 from pipeline.stages.task import TABLES, is_done
 from pipeline.storage import Directory
 
@@ -18,6 +18,7 @@ def describe_plan(config: PipelineConfig) -> str:
     """
     build_source(config.source).check()
     recaption.check(config.recaption)
+    score.check(config.score, config.embed)
     run = Directory(config.run)
     parts = listed(run)
     lines = [f"run directory: {config.run}"]

@@ -28,6 +28,7 @@ from pipeline.stages import (
     embed,
     filter,
     finish,
+    fit,
     pack,
     recaption,
     score,
@@ -63,6 +64,7 @@ def build_shards(config: PipelineConfig, until: str | None = None) -> RunResult:
     source = build_source(config.source)
     source.check()
     recaption.check(config.recaption)
+    score.check(config.score, config.embed)
     with locked(run):
         if until is None or not run.exists(CONFIG):  # thresholds that are only tried leave no trace
             run.write_text(CONFIG, to_yaml(config))
@@ -165,11 +167,13 @@ class _Run:
 
     def _score_jobs(self, parts: list[Part], marks: Fingerprints) -> Iterator[Job]:
         names = [part.name for part in parts]
-        yield Job("fit", ALL, marks.fit, score.fit, (names, self.config.score))
+        settings = (self.config.score, self.config.embed)
+        resources = score.resources(*settings)
+        yield Job("fit", ALL, marks.fit, fit.fit, (names, *settings), resources=resources)
         for part in parts:
             yield Job(
-                "score", part.name, marks.score(part), score.score,
-                (part.name, self.config.score), after=(f"fit-{ALL}",),
+                "score", part.name, marks.score(part), score.score, (part.name, *settings),
+                after=(f"fit-{ALL}",), resources=resources,
             )  # fmt: skip
 
     def _pack(self, marks: Fingerprints) -> None:
@@ -204,7 +208,7 @@ class _Run:
 
 def report_run(run: Directory) -> None:
     """Write `report.html`; what goes wrong there is printed and harms no finished run."""
-    from pipeline.report import write_report
+    from pipeline.report.page import write_report
 
     try:
         write_report(run)

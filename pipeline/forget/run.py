@@ -21,7 +21,7 @@ from pipeline.run import CONFIG, report_run
 from pipeline.schema import MANIFEST_FILE, UID_LENGTH
 from pipeline.settings import ConfigError, load_text
 from pipeline.stages import finish
-from pipeline.stages.task import SHARDS, Task, tables_of
+from pipeline.stages.task import ALL, SHARDS, Task, is_done, tables_of
 from pipeline.storage import Directory
 
 
