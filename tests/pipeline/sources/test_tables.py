@@ -287,7 +287,7 @@ def test_a_list_without_a_header_starts_with_its_first_line(tmp_path: Path) -> N
 def test_names_must_fit_a_list_without_a_header(tmp_path: Path) -> None:
     path = tmp_path / "list.csv"
     path.write_text("http://h/1,one,1\n")
-    with pytest.raises(ConfigError, match="names 2 columns, but the first line .* has 3 fields"):
+    with pytest.raises(ConfigError, match=r"names 2 columns, but the first line .* has 3 fields"):
         check_columns(str(path), Layout("csv", ("url", "caption")), ["url"])
     with pytest.raises(ConfigError, match="no column 'text'"):
         check_columns(str(path), Layout("csv", ("url", "caption", "n")), ["text"])
