@@ -35,7 +35,8 @@ def histogram(
     parts = [_bars(bins, thresholds)]
     if line is not None:
         parts.append(_steps(line))
-    parts += [_threshold(bins, limit) for limit in thresholds]
+    on_axis = [t for t in thresholds if bins.edges[0] <= t.value <= bins.edges[-1]]
+    parts += [_threshold(bins, limit) for limit in on_axis]
     parts.append(_axis(bins))
     return Markup(
         '<svg class="chart" viewBox="0 0 {w} {h}" role="img" aria-label="{title}">{body}</svg>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,8 @@ class Example:
     """One row, or one caption of it, that a reason (or keeping) befell. Texts are unescaped.
 
     `finding` says what was measured and what the config asks for; empty where no number decided.
-    `image` is a one-row table for `read_images`; None where nothing was fetched.
+    `image` is a one-row table for `read_images`; None where nothing was fetched. `copy_of` is the
+    uid of the image that a duplicate is a copy of, `original` that image if it is another file.
     """
 
     row: int
@@ -52,6 +53,7 @@ class Example:
     finding: str
     image: pa.Table | None
     copy_of: str | None = None
+    original: pa.Table | None = None
 
 
 def read_examples(
@@ -62,10 +64,31 @@ def read_examples(
     for part in tables:
         for group, pick, example in _examples_of(part, picks.of_part(part.part.name), config):
             found.setdefault(group, []).append((pick, example))
+    pairs = [pair for group in found.values() for pair in group]
+    copies = {e.copy_of for _, e in pairs if e.copy_of and e.copy_of != e.uid}
+    originals = _images(tables, copies)
     return {
-        group: [example for _, example in sorted(pairs, key=lambda pair: pair[0])]
+        group: [
+            replace(example, original=originals.get(example.copy_of or ""))
+            for _, example in sorted(pairs, key=lambda pair: pair[0])
+        ]
         for group, pairs in found.items()
     }
+
+
+def _images(tables: list[PartTables], uids: set[str]) -> dict[str, pa.Table]:
+    """Return where the images of some uids are stored, as one-row tables for `read_images`."""
+    found: dict[str, pa.Table] = {}
+    for part in tables:
+        if len(found) == len(uids):
+            break
+        table = part.read("download", ["uid", *_IMAGE_COLUMNS])
+        if table is None:
+            continue
+        rows = table.filter(pc.is_in(table["uid"], value_set=pa.array(sorted(uids), pa.string())))
+        for place, uid in enumerate(rows["uid"].to_pylist()):
+            found.setdefault(uid, rows.slice(place, 1).select(_IMAGE_COLUMNS))
+    return found
 
 
 def _examples_of(

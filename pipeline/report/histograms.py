@@ -94,9 +94,9 @@ class Bins:
 def bins(histogram: Histogram, wanted: int = 40, include: tuple[float, ...] = ()) -> Bins | None:
     """Return at most `wanted` bins that show the bulk of a histogram; None if it is empty.
 
-    The axis spans 99% of the values and every number of `include` (thresholds); it is logarithmic
-    where the upper half alone spans more than a factor of ten. Counts of whole numbers get bins of
-    whole numbers.
+    The axis spans 99% of the values and those numbers of `include` (thresholds) that lie less than
+    its length away; it is logarithmic where the upper half alone spans more than a factor of ten.
+    Whole numbers get bins of whole numbers.
     """
     values, _ = histogram.distinct()
     if not len(values):
@@ -104,8 +104,10 @@ def bins(histogram: Histogram, wanted: int = 40, include: tuple[float, ...] = ()
     if histogram.unit:
         low, high = 0.0, 1.0
     else:
-        shown = [histogram.quantile(0.005), histogram.quantile(0.995), *include]
-        low, high = min(shown), max(shown)
+        low, high = histogram.quantile(0.005), histogram.quantile(0.995)
+        length = high - low if high > low else abs(high)
+        near = [value for value in include if low - length <= value <= high + length]
+        low, high = min([low, *near]), max([high, *near])
     whole = not histogram.unit and bool(np.all(values == np.round(values)))
     median = histogram.quantile(0.5)
     logarithmic = not histogram.unit and low > 0 and high / max(median, 1e-12) > 10

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from pipeline.config import PipelineConfig
 from pipeline.report import sections
+from pipeline.report.activity import Activity
 from pipeline.report.examples import Example, read_examples
 from pipeline.report.fates import Fates
 from pipeline.report.meanings import is_takedown, meaning
@@ -23,8 +24,8 @@ from pipeline.storage import Directory
 REPORT: Final = "report.html"
 
 _EXAMPLES = 10
-_KEPT_EXAMPLES = 24
-_CAPTIONS_SHOWN = 4
+_KEPT_EXAMPLES = 18
+_CAPTIONS_SHOWN = 3
 _HOSTS = 15
 # With all else at most about 1 MB: the page stays below 3 MB whatever the run holds.
 _THUMBNAIL_BUDGET = 2_000_000
@@ -37,11 +38,12 @@ class Card:
 
     uri: str | None
     alternative: str
-    captions: list[tuple[str, str, str]]  # text, source, scores
+    captions: list[tuple[str, str, str, str]]  # text, source, quality, other scores
     more: int
     finding: str
     url: str
     copy_of: str
+    original: str | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def _render(state: RunState, survey: Survey, examples: dict[tuple[str, str], lis
     return environment.get_template("report.html.j2").render(
         style=(room / "report.css").read_text(),
         side=SIDE,
-        title=visible(without_secrets(state.run.url), 120),
+        name=visible(state.run.url.rsplit("/", 1)[-1], 120),
+        where=visible(without_secrets(state.run.url)),
         state=_state_text(state),
         finished=state.finished,
         tiles=_tiles(state, survey, funnel),
@@ -110,9 +113,9 @@ def _render(state: RunState, survey: Survey, examples: dict[tuple[str, str], lis
         image_measures=sections.measure_figures(survey, state.config, sections.IMAGE),
         caption_measures=sections.measure_figures(survey, state.config, sections.CAPTION),
         mixes=[
-            ("Caption source", "captions in the shards", sections.mix(survey.sources, "kept")),
+            ("Caption source", "captions in the shards", sections.mix(survey.sources)),
             ("Language", "alt texts, as detected", sections.mix(survey.languages)),
-            ("Split", "kept images", sections.mix(survey.splits, "kept")),
+            ("Split", "kept images", sections.mix(survey.splits)),
         ],
         kept=_cards(KEPT, "", examples, thumbnails),
         kept_count=funnel["kept"],
@@ -143,24 +146,28 @@ def _state_text(state: RunState) -> str:
 def _tiles(state: RunState, survey: Survey, funnel: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Return the headline figures as (label, value, note)."""
     activity = state.activity
-    rows = funnel["rows"]
+    rows, kept = funnel["rows"], funnel["kept"]
     span = activity.span
-    when = ""
-    if activity.first is not None and activity.last is not None:
-        when = f"{_moment(activity.first)} to {_moment(activity.last)}"
     captions = sum(survey.sources.values())
     return [
         ("rows in", f"{rows:,}", f"{len(state.parts):,} parts"),
-        ("samples kept", f"{funnel['kept']:,}", f"{captions:,} captions"),
-        ("share kept", f"{100 * funnel['kept'] / max(rows, 1):.1f}%", "of rows in"),
-        ("time worked", sections.duration(span), when),
+        ("samples kept", f"{kept:,}", "distinct images with captions"),
+        ("share kept", f"{100 * kept / max(rows, 1):.1f}%", "of rows in"),
+        ("captions kept", f"{captions:,}", f"{captions / kept:.1f} per sample" if kept else ""),
+        ("time worked", sections.duration(span) if span else "–", _when(activity)),
         ("images/s", number(funnel["fetched"] / span) if span else "–", "fetched, all stages"),
     ]
 
 
-def _moment(seconds: float) -> str:
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return moment.strftime("%Y-%m-%d %H:%M UTC")
+def _when(activity: Activity) -> str:
+    if activity.first is None or activity.last is None:
+        return ""
+    first, last = (
+        datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        for seconds in (activity.first, activity.last)
+    )
+    end = "%H:%M UTC" if first.date() == last.date() else "%Y-%m-%d %H:%M UTC"
+    return f"{first:%Y-%m-%d %H:%M} to {last.strftime(end)}"
 
 
 def _errors(state: RunState) -> list[tuple[str, str, int, str]]:
@@ -196,6 +203,7 @@ def _cards(
     thumbnails: Thumbnails | None,
 ) -> list[Card]:
     hidden = is_takedown(reason)  # only that there was something: its owner wants it gone
+    image = None if hidden else thumbnails
     cards = []
     for example in examples.get((kind, reason), []):
         captions = [] if hidden else list(example.captions)
@@ -204,22 +212,26 @@ def _cards(
         shown = captions[:_CAPTIONS_SHOWN]
         cards.append(
             Card(
-                uri=thumbnails.uri(example.image) if thumbnails and not hidden else None,
+                uri=image.uri(example.image) if image else None,
                 alternative=visible(captions[0].text, 120) if captions else "no caption",
                 captions=[
-                    (visible(c.text), visible(c.source, 60), _scores(c.scores)) for c in shown
+                    (visible(c.text), visible(c.source, 60), *_scores(c.scores)) for c in shown
                 ],
                 more=len(captions) - len(shown),
                 finding=example.finding,
                 url="" if hidden else visible(without_secrets(example.url), 160),
                 copy_of=example.copy_of or "",
+                original=image.uri(example.original) if image and example.original else None,
             )
         )
     return cards
 
 
-def _scores(scores: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+def _scores(scores: dict[str, float]) -> tuple[str, str]:
+    """Return quality, which decides the order, and the other scores."""
+    quality = f"{scores['quality']:.2f}" if "quality" in scores else ""
+    others = [f"{name} {value:.2f}" for name, value in scores.items() if name != "quality"]
+    return quality, " · ".join(others)
 
 
 __all__ = ["REPORT", "build_report", "write_report"]

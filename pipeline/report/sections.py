@@ -45,7 +45,7 @@ class Figure:
 
     title: str
     chart: Markup
-    facts: str
+    facts: list[str]
     keys: str
 
 
@@ -192,7 +192,7 @@ def measure_figures(survey: Survey, config: dict[str, Any], level: str) -> list[
             if drawn is not None:
                 chart = charts.histogram(drawn, limits, _alternative(measure, histogram))
                 found.append(
-                    Figure(_title(measure), chart, _facts(histogram, limits), _keys(limits))
+                    Figure(_title(measure), chart, [_facts(histogram, limits)], _keys(limits))
                 )
     return found
 
@@ -221,18 +221,18 @@ def score_figures(survey: Survey, config: dict[str, Any]) -> list[Figure]:
             for label, each in (("alt texts", alt), ("written", written))
             if each.total
         ]
-        found.append(Figure(_title(measure), chart, "; ".join(facts), _keys(limits)))
+        found.append(Figure(_title(measure), chart, facts, _keys(limits)))
     return found
 
 
-def mix(counter: Counter[str], kind: str = "plain") -> list[Bar]:
+def mix(counter: Counter[str]) -> list[Bar]:
     """Return the most frequent entries of a counter as bars, the rest as one."""
     whole = sum(counter.values())
     largest = _largest(counter)
-    bars = [_bar(name, count, whole, kind) for name, count in largest[:_MIX_BARS]]
+    bars = [_bar(name, count, whole, "plain") for name, count in largest[:_MIX_BARS]]
     rest = sum(count for _, count in largest[_MIX_BARS:])
     if rest:
-        bars.append(_bar(f"{len(largest) - _MIX_BARS} others", rest, whole, kind))
+        bars.append(_bar(f"{len(largest) - _MIX_BARS} others", rest, whole, "plain"))
     return bars
 
 
