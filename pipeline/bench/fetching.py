@@ -98,12 +98,7 @@ def load_img2dataset() -> None:
 
 @contextmanager
 def _setting(images: int, processes: int) -> Iterator[Setting]:
-    world = ScenesConfig(
-        train=images,
-        test=0,
-        port=_free_port(),
-        faults=UrlFaultShares(**dict.fromkeys(UrlFaultShares.model_fields, 0.0)),
-    )
+    world = quiet_world(images, free_port())
     table = pa.Table.from_pylist(list(rows(world)), SCHEMA).select(["url", "captions"])
     with tempfile.TemporaryDirectory(prefix="pipeline-bench-") as name, SceneServer(world):
         folder = Path(name)
@@ -111,13 +106,18 @@ def _setting(images: int, processes: int) -> Iterator[Setting]:
         cluster = ClusterConfig(workers=processes, dashboard=None)
         with connect(cluster, str(folder / "dask")) as client:
             client.run(load_img2dataset)
-            config = _config(
-                folder, -(-images // (_PARTS_PER_PROCESS * processes)), client.scheduler.address
-            )
+            part_rows = -(-images // (_PARTS_PER_PROCESS * processes))
+            config = demo_config(folder, world.port, part_rows, client.scheduler.address)
             yield Setting(table["url"].to_pylist(), config, folder)
 
 
-def _config(folder: Path, part_rows: int, address: str) -> PipelineConfig:
+def quiet_world(images: int, port: int) -> ScenesConfig:
+    """Return a world whose URLs all behave: what is measured is work, not waiting."""
+    faults = UrlFaultShares(**dict.fromkeys(UrlFaultShares.model_fields, 0.0))
+    return ScenesConfig(train=images, test=0, port=port, faults=faults)
+
+
+def demo_config(folder: Path, port: int, part_rows: int, address: str | None) -> PipelineConfig:
     """Return the demo's config without its captioner, reading the list in `folder`."""
     data = {
         "run": str(folder / "whole"),
@@ -127,7 +127,7 @@ def _config(folder: Path, part_rows: int, address: str) -> PipelineConfig:
             "paths": str(folder / "list.parquet"),
             "caption_columns": ["captions"],
         },
-        "download": {"timeout": 30},
+        "download": {"timeout": 30, "allow_private_hosts": [f"{HOST}:{port}"]},
         "filter": {"image": {"min_side": 64}},
         "score": {"alignment": {"kind": "linear", "text_width": 512}},
         "pack": {"shard_mb": 8},
@@ -247,7 +247,8 @@ def _stop_at(failures: dict[str, tuple[str, Any]]) -> None:
         raise RuntimeError(f"part {part} failed in {stage}: {error}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port on loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

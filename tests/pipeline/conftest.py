@@ -24,6 +24,8 @@ from pipeline.settings import build
 from pipeline.stages.download import DownloadConfig, download
 from pipeline.stages.task import Task, tables_of
 from pipeline.storage import Directory
+from tests.pipeline.runs import build as build_run
+from tests.pipeline.runs import free_port
 
 # A loaded machine is no failure.
 hypothesis_settings.register_profile(
@@ -158,3 +160,18 @@ def fetching(tmp_path: Path) -> Callable[..., Fetched]:
         return Fetched(run, part, source, Task(run, "download", "mark"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def port() -> int:
+    """The port that small worlds are served on; part of their URLs, so of their shards."""
+    return free_port()
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory, port: int) -> Path:
+    """An undisturbed run of a small world; copy it before you change it."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = build_run(folder, port)
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -1,17 +1,14 @@
-"""Whole runs: real Dask cluster, real HTTP server, real processes, killed for real."""
+"""Whole runs: real Dask cluster, real HTTP server, real processes."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import random
-import signal
-import socket
+import shutil
 import subprocess
-import sys
 import tarfile
-import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -19,51 +16,7 @@ import pytest
 from PIL import Image
 
 from pipeline.funnel import check
-
-SHARDS = ("shards", "data_configs/scenes.yaml")
-SMALL = (
-    "source.train=90",
-    "source.test=30",
-    "part_rows=30",
-    "pack.shard_mb=0.4",
-    "cluster.dashboard=null",
-)
-ROWS = 120
-
-
-@pytest.fixture(scope="module")
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def command(run: Path, port: int, *overrides: str) -> list[str]:
-    arguments = [*SHARDS, f"run={run}", f"source.port={port}", *SMALL, *overrides]
-    return [sys.executable, "-m", "pipeline", *arguments]
-
-
-def build(run: Path, port: int, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(run, port, *overrides), capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-def digests(run: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file that the trainer reads."""
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((run / "shards").iterdir())
-    }
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, port: int) -> Path:
-    """An undisturbed run."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = build(folder, port)
-    assert done.returncode == 0, done.stderr
-    return folder
+from tests.pipeline.runs import ROWS, build, digests, pipeline
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +72,7 @@ def test_samples_follow_the_contract(run: Path) -> None:
 
 def test_truth_is_in_no_table_that_filters_or_scorers_work_from(run: Path) -> None:
     kept = pq.read_schema(run / "tables" / "filter" / "00000.parquet").names
-    scored = pq.read_schema(run / "tables" / "features" / "00000.parquet").names
+    scored = pq.read_schema(run / "tables" / "score" / "00000.parquet").names
     assert not [name for name in [*kept, *scored] if name.startswith("meta.")]
 
 
@@ -163,51 +116,35 @@ def test_rerun_changes_nothing_and_starts_no_task(run: Path, port: int) -> None:
     assert (run / "events.jsonl").read_text() == events
 
 
+def test_no_part_takes_more_than_five_tasks(run: Path, manifest: dict) -> None:
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    shards = {shard["name"].removesuffix(".tar") for shard in manifest["shards"]}
+    tasks = Counter(event["part"] for event in events)
+    assert max(n for part, n in tasks.items() if part.isdigit()) <= 5
+    assert all(tasks[shard] == 1 for shard in shards)
+    # Everything else is a task for the whole run, however many parts there are.
+    assert set(tasks) - shards - {"all"} == {"00000", "00001", "00002", "00003"}
+
+
+def test_thresholds_are_tried_without_measuring_again(run: Path, port: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    before = (folder / "events.jsonl").read_text()
+    tried = build(folder, port, "--until", "select", "filter.image.min_side=150")
+    assert tried.returncode == 0, tried.stderr
+    assert "dropped, too_small" in tried.stdout
+    events = (folder / "events.jsonl").read_text().removeprefix(before).splitlines()
+    assert [json.loads(event)["stage"] for event in events] == ["select"]
+    assert digests(folder) == digests(run)
+    back = build(folder, port)
+    assert back.returncode == 0, back.stderr
+    assert digests(folder) == digests(run)
+
+
 def test_number_of_workers_does_not_matter(run: Path, port: int, tmp_path: Path) -> None:
     done = build(tmp_path / "run", port, "cluster.workers=1")
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "run") == digests(run)
-
-
-def test_killed_runs_end_byte_identical(run: Path, port: int, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    delays = random.Random(time.time_ns())
-    for _ in range(3):
-        process = subprocess.Popen(
-            command(folder, port),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        _wait_for_work(folder, process, delays.uniform(0, 6))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = build(folder, port)
-    assert done.returncode == 0, done.stderr
-    assert digests(folder) == digests(run)
-    leftovers = [path for path in folder.rglob("*") if path.name.startswith(".tmp-")]
-    assert leftovers == []
-
-
-def _wait_for_work(folder: Path, process: subprocess.Popen[bytes], delay: float) -> None:
-    """Wait until the run has cut its source, then some more."""
-    while not (folder / "parts" / "parts.json").exists() and process.poll() is None:
-        time.sleep(0.05)
-    time.sleep(delay)
-
-
-def test_interrupted_run_says_130_and_goes_on(run: Path, port: int, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    process = subprocess.Popen(command(folder, port), stderr=subprocess.PIPE, text=True)
-    _wait_for_work(folder, process, 2.0)
-    process.terminate()
-    _, stderr = process.communicate(timeout=120)
-    if process.returncode != 0:  # it may have been done already
-        assert process.returncode == 130, stderr
-        assert "goes on" in stderr
-    done = build(folder, port)
-    assert done.returncode == 0, done.stderr
-    assert digests(folder) == digests(run)
 
 
 def test_failed_part_is_listed_and_tried_again(run: Path, port: int, tmp_path: Path) -> None:
@@ -240,10 +177,7 @@ def test_second_run_in_the_same_directory_is_refused(port: int, tmp_path: Path) 
 
 
 def test_status_and_dry_run(run: Path, port: int) -> None:
-    status = subprocess.run(
-        [sys.executable, "-m", "pipeline", "status", str(run)],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    status = pipeline("status", str(run)).stdout
     assert f"{ROWS} rows in 4 parts" in status
     assert "4 of 4 parts" in status
     plan = build(run, port, "--dry-run")
