@@ -30,7 +30,7 @@ def text_features(texts: Sequence[str], width: int) -> NDArray[np.float32]:
     features = np.zeros((len(texts), width), np.float32)
     half = width // 2
     for row, text in zip(features, texts, strict=True):
-        words = _content_words(text)
+        words = content_words(text)
         for word in set(words):
             place, sign = _bucket(word, half)
             row[place] += sign
@@ -42,7 +42,8 @@ def text_features(texts: Sequence[str], width: int) -> NDArray[np.float32]:
     return features
 
 
-def _content_words(text: str) -> list[str]:
+def content_words(text: str) -> list[str]:
+    """Return the words of a text in order, lower case, without function words and plural s."""
     # 16 characters a word: a bound for the search that no real caption reaches.
     found = _WORD.findall(text[: 16 * MAX_WORDS].lower())[:MAX_WORDS]
     return [_PLURAL.sub("", word) for word in found if word not in lexicon.FUNCTION_WORDS]

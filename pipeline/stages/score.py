@@ -77,10 +77,27 @@ def score(
 
     Raises `ConfigError` if a model cannot be loaded.
     """
+    found = captioned(task.run, part)
+    rows = score_captions(found, config, embed)
+    scored = {
+        "row": found.rows,
+        "uid": pa.array(found.uids, pa.string()),
+        "captions": pa.array(rows, pa.list_(_SCORED_CAPTION)),
+    }
+    task.write(part, pa.table(scored))
+    return StageReport(counts={"images": len(rows), "captions": sum(map(len, rows))})
+
+
+def score_captions(
+    found: Captioned, config: ScoreConfig, embed: EmbedConfig | None = None
+) -> list[list[dict[str, Any]]]:
+    """Return the captions of each image with their scores, `cosine` and spans, by the run's `fit`.
+
+    An image may be there more than once, with other captions.
+    """
     from threadpoolctl import threadpool_limits
 
-    found = captioned(task.run, part)
-    references = read_references(task.run) if config.agreement is not None else []
+    references = read_references(found.run) if config.agreement is not None else []
     texts = _Texts(found, references)
     with threadpool_limits(limits=1):  # sums in another order would be other scores
         alignment, cosine = _alignment(found, texts, config, embed)
@@ -104,13 +121,7 @@ def score(
             row.append({**caption, **scores, "cosine": cosine[number], **spans})
             number += 1
         rows.append(row)
-    scored = {
-        "row": found.rows,
-        "uid": pa.array(found.uids, pa.string()),
-        "captions": pa.array(rows, pa.list_(_SCORED_CAPTION)),
-    }
-    task.write(part, pa.table(scored))
-    return StageReport(counts={"images": len(rows), "captions": number})
+    return rows
 
 
 class _Texts:
@@ -213,4 +224,4 @@ def _optional(values: NDArray[np.float32]) -> _Optional:
     return [None if math.isnan(value) else float(value) for value in values]
 
 
-__all__ = ["VERSION", "check", "fit", "fit_settings", "resources", "score"]
+__all__ = ["VERSION", "check", "fit", "fit_settings", "resources", "score", "score_captions"]
