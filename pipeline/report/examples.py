@@ -99,6 +99,7 @@ def _examples_of(
         return []
     sources = {row["row"]: row for row in _rows(tables, "download", rows, _COLUMNS)}
     scored = {row["row"]: row["captions"] for row in _rows(tables, "score", rows, None)}
+    written = _written(tables, [source["uid"] for source in sources.values() if source["uid"]])
     copies = {
         row["row"]: row["representative"]
         for row in _rows(tables, "select", rows, ["row", "representative"])
@@ -110,7 +111,8 @@ def _examples_of(
         if source is None:
             continue
         kind, reason = group
-        captions = _captions(pick, kind, source, scored.get(pick.row) or [])
+        late = written.get(source["uid"]) if pick.origin == "recaption" else scored.get(pick.row)
+        captions = _captions(pick, kind, source, late or [])
         finding = measured.finding(kind, reason, pick, captions)
         image = None
         if source.get("image_offset") is not None and kind != FAILED:
@@ -126,7 +128,7 @@ def _examples_of(
 def _captions(
     pick: Pick, kind: str, source: dict[str, Any], scored: list[dict[str, Any]]
 ) -> tuple[ExampleCaption, ...]:
-    if kind == KEPT or pick.origin == "score":
+    if kind == KEPT or pick.origin in ("score", "recaption"):
         captions = [
             ExampleCaption(
                 caption["text"],
@@ -187,7 +189,8 @@ class _Measured:
         if value is None or np.isnan(value):
             return ""
         unit = f" {measure.unit}" if measure.unit else ""
-        text = f"{measure.label.lower()} {number(value)}{unit}"
+        label = measure.label[0].lower() + measure.label[1:]
+        text = f"{label} {number(value)}{unit}"
         # Two thresholds may guard one measure: the broken one is told, with the value beside it.
         broken = [
             str(limit)
@@ -195,6 +198,15 @@ class _Measured:
             if (value < limit.value) == limit.is_minimum and value != limit.value
         ]
         return ", ".join([text, *broken])
+
+
+def _written(tables: PartTables, uids: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return what captioners wrote for some images."""
+    table = tables.read("recaption", ["uid", "captions"])
+    if table is None:
+        return {}
+    own = table.filter(pc.is_in(table["uid"], value_set=pa.array(uids, pa.string())))
+    return {row["uid"]: row["captions"] or [] for row in own.to_pylist()}
 
 
 def _rows(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.funnel import FunnelCount
 from pipeline.part import Part
@@ -16,7 +17,7 @@ from pipeline.report.picks import ALT_TEXT, DROPPED, FAILED, KEPT, WRITTEN, Pick
 from pipeline.schema import ALT_TEXT as ALT_SOURCE
 from pipeline.stages.failures import FAILURES
 
-_SELECT = ["row", "reason", "caption_reasons"]
+_VERDICTS = ["row", "uid", "reason", "caption_reasons"]
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Fates:
             return
         self.done["download"] += 1
         self._pick_rows(FAILED, part.name, outcome)
-        selected = tables.read("select", _SELECT)
+        selected = tables.read("select", _VERDICTS)
         if selected is None:
             self.count.add_fetched(outcome["reason"])
             self.waiting["select"] += outcome["reason"].null_count
@@ -57,7 +58,7 @@ class Fates:
         self._pick_alt_texts(part.name, selected)
         scored = tables.read("score", ["row", "captions"])
         self.done["score"] += scored is not None
-        chosen = tables.read("choose", _SELECT)
+        chosen = tables.read("choose", _VERDICTS)
         if scored is None or chosen is None:
             self.count.add_fetched(outcome["reason"])
             self.count.add_selected(tables.run, part.name)
@@ -66,6 +67,9 @@ class Fates:
         self.count.add_part(tables.run, part.name)
         self._pick_rows(DROPPED, part.name, chosen, kept=True)
         self._pick_scored(part.name, chosen, scored)
+        written = tables.read("recaption", ["uid"])
+        if written is not None:
+            self._pick_unneeded(part.name, written["uid"], selected, chosen)
 
     def funnel(self) -> dict[str, Any]:
         """Return the funnel so far, of the manifest's shape, with `waiting` rows by stage.
@@ -103,6 +107,21 @@ class Fates:
                 self.picks.offer((kind, reason), part, rows[places])
             elif kept:
                 self.picks.offer((KEPT, ""), part, rows[places])
+
+    def _pick_unneeded(
+        self, part: str, uids: pa.ChunkedArray, selected: pa.Table, chosen: pa.Table
+    ) -> None:
+        """Pick images that captions were written for before they were dropped as duplicates."""
+        lost = uids.filter(pc.invert(pc.is_in(uids, value_set=chosen["uid"].combine_chunks())))
+        places = pc.index_in(lost, value_set=selected["uid"].combine_chunks()).drop_null()
+        rows = selected["row"].take(places)
+        self.picks.offer_captions(
+            (WRITTEN, "not_needed"),
+            part,
+            np.asarray(rows.to_numpy(), dtype=np.int64),
+            np.full(len(rows), -1, dtype=np.int64),
+            "recaption",
+        )
 
     def _pick_alt_texts(self, part: str, selected: pa.Table) -> None:
         rows = np.asarray(selected["row"].to_numpy(), dtype=np.int64)
