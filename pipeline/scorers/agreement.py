@@ -1,11 +1,14 @@
 """`agreement`: does a caption say what the image's other captions say?
 
 The other captions of an image are heard as voices, one per captioner (the alt text is one), so that
-eight sentences of one model do not outvote the alt text. The caption itself is left out of its own
-voice. For each voice, the caption's support is compared with the support that captions of *other*
-images, written by the same source, find in it: the share of them that find less (ties count half).
-`agreement` is the mean of these shares. 0.5 is what a caption of another image has on average; a
-voice that says nothing ("buy now") tells nobody apart and so leaves a caption near 0.5.
+eight sentences of one model do not outvote the alt text; a caption is left out of its own voice. A
+voice supports a caption to a degree s in [0, 1], and captions of *other* images, by the same
+source, to e on average, by chance. As in Cohen's kappa (1960),
+
+    agreement = mean over voices of (1 + κ) / 2,    κ = (s - e) / (1 - e) ≥ -1.
+
+1 is a caption of which everything is said elsewhere, 0.5 what a caption of another image has on
+average. A voice that says nothing ("buy now") supports nobody, and so leaves a caption at 0.5.
 
 Support is a matter of the kind:
 
@@ -198,7 +201,7 @@ class Agreement:
                 ]
                 support = self._evidence.support(said.text, voice) if voice else None
                 if support is not None:
-                    shares.append(_rank(support, self._strangers(uid, said.source, voice)))
+                    shares.append(_beyond_chance(support, self._strangers(uid, said.source, voice)))
             found.append(round(sum(shares) / len(shares), 4) if shares else None)
         return found
 
@@ -211,11 +214,10 @@ class Agreement:
         return support
 
 
-def _rank(support: float, others: Doubles) -> float:
-    """Return the share of others with less support, ties half.
-
-    Half a stranger is added to each side: few references cannot make a caption certain.
-    """
-    others = others[~np.isnan(others)]
-    less, equal = int((others < support).sum()), int((others == support).sum())
-    return (less + 0.5 * equal + 0.5) / (len(others) + 1)
+def _beyond_chance(support: float, strangers: Doubles) -> float:
+    """Return (1 + κ) / 2 of a support, chance being the mean of what strangers have."""
+    known = strangers[~np.isnan(strangers)]
+    chance = float(known.mean()) if len(known) else 0.0
+    if chance >= 1.0:  # everybody says the same: agreeing tells nothing
+        return 0.5
+    return (1 + max((support - chance) / (1 - chance), -1.0)) / 2
