@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.filters.image import _read_size as read_size
+from pipeline.fetch.image_header import image_size
+from pipeline.filters.animation import is_animated
 from pipeline.part import Part
 from pipeline.schema import UID_LENGTH, uid_of
 from pipeline.sources.row import OBTAIN_COLUMNS, ROW_ERRORS
@@ -19,6 +20,7 @@ from pipeline.sources.tar import Member, open_tar, samples
 from pipeline.sources.webdataset import EXTENSIONS, WebdatasetSource
 from pipeline.stages.download import DownloadConfig
 from pipeline.stages.failures import FAILURES, classify
+from pipeline.stages.integrity import is_truncated
 from pipeline.stages.task import StageReport, Task
 
 VERSION = 1
@@ -35,6 +37,7 @@ class _Image:
     height: int
     offset: int
     size: int
+    animated: bool
 
 
 def adopt(task: Task, part: Part, source: WebdatasetSource, config: DownloadConfig) -> StageReport:
@@ -99,12 +102,14 @@ def _read_image(file: Any, member: Member, item: _Stored, limit: int) -> _Image 
     data = file.read(member.size)
     if len(data) < member.size:
         return "damaged_tar"
-    size = read_size(data)
-    if isinstance(size, str) or min(size) < 1 or max(size) >= 2**31:
+    size = image_size(data)
+    if size is None or max(size) >= 2**31:
         return "not_an_image"
+    if is_truncated(data):
+        return "truncated"
     digest = item["sha256"]
     uid = digest[:UID_LENGTH] if digest else uid_of(data)
-    return _Image(uid, *size, member.offset, member.size)
+    return _Image(uid, *size, member.offset, member.size, is_animated(data))
 
 
 def _class(reason: str | None) -> str | None:
@@ -141,6 +146,7 @@ def _table(
             "original_height": of_stored("original_height", pa.int32()),
             "image_offset": of_image("offset", pa.int64()),
             "image_size": of_image("size", pa.int64()),
+            "animated": of_image("animated", pa.bool_()),
             "raw": of_stored("tar", pa.string()),
             **{name: kept[name] for name in kept.column_names},
         }

@@ -65,7 +65,7 @@ def yfcc15m(folder: Path, _: Any) -> tuple[Path, Expected]:
         "dateuploaded": "1331840483",
         "capturedevice": "Canon+PowerShot+ELPH+310+HS",
         "title": "Our+dog%27s+first+snow",
-        "description": "%3Ca+href%3D%22http%3A%2F%2Fx%22%3EMore%3C%2Fa%3E+the+hill%0A%26amp%3B+home",
+        "description": "%3Ca+href%3D%22http%3A%2F%2Fx%22%3EMore%3C%2Fa%3E+the+hill%0A%26amp%3B+me",
         "usertags": "canon,snow",
         "machinetags": "",
         "longitude": "-81.804885",
@@ -86,7 +86,7 @@ def yfcc15m(folder: Path, _: Any) -> tuple[Path, Expected]:
     path = folder / "metadata_000.jsonl.gz"
     path.write_bytes(gzip.compress((json.dumps(row) + "\n").encode()))
     kept = ("photoid", "unickname", "pageurl", "licensename", "licenseurl")
-    captions = ["Our dog's first snow", "More the hill & home"]
+    captions = ["Our dog's first snow", "More the hill & me"]
     return path, [(row["downloadurl"], captions, {name: row[name] for name in kept})]
 
 
