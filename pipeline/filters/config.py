@@ -266,6 +266,15 @@ class ScoreFilterConfig(Settings):
         default="quality", description="the score that top_fraction ranks by"
     )
 
+    def needed(self) -> dict[str, str]:
+        """Return the scores that these rules read: name -> the key that needs it."""
+        rules = {"alignment": self.min_alignment, "cosine": self.min_cosine}
+        rules["quality"] = self.min_quality
+        found = {name: f"min_{name}" for name, least in rules.items() if least is not None}
+        if self.top_fraction is not None:
+            found.setdefault(self.top_by, "top_fraction")
+        return found
+
 
 class FilterConfig(Settings):
     """All filters of a run."""

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.filters.keys import Words
+from pipeline.filters.keys import Words, mixed
 
 Hashes = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
@@ -53,15 +53,12 @@ def near_duplicates(
     if not count:
         return np.zeros(0, dtype=np.int64)
     # From here on a row's number is its rank. Equal rows are one: they have the same neighbours.
-    packed = np.concatenate([hashes[order, None].view(np.uint8), colours[order]], axis=1)
-    packed = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}")[:, 0]
-    _, first, equal = np.unique(packed, return_index=True, return_inverse=True)
-    unique = np.sort(first)
-    pairs = _near_pairs(hashes[order][unique], radius, colours[order][unique], tolerance)
+    first = exact_leaders(np.stack([hashes, _digest(colours)], axis=1)[order], np.arange(count))
+    unique = np.flatnonzero(first == np.arange(count))
+    pairs = _near_pairs(hashes[order[unique]], radius, colours[order[unique]], tolerance)
     star = stars(len(unique), pairs)
     labels = np.empty(count, dtype=np.int64)
-    place = np.searchsorted(unique, first[equal])
-    labels[order] = order[unique[star[place]]]
+    labels[order] = order[unique[star[np.searchsorted(unique, first)]]]
     return labels
 
 
@@ -87,6 +84,13 @@ def exact_leaders(uids: Words, order: Rows) -> Rows:
     leader = np.empty(len(order), dtype=np.int64)
     leader[by_uid] = by_uid[new][np.cumsum(new) - 1]
     return leader
+
+
+def _digest(colours: Colours) -> Hashes:
+    """Return 64 bits (n,) that are equal for equal rows of (n, w) bytes."""
+    spare = -colours.shape[1] % 8
+    words = np.pad(colours, ((0, 0), (0, spare))).view(np.uint64)
+    return np.broadcast_to(mixed(0, *words.T), len(colours))
 
 
 def _near_pairs(hashes: Hashes, radius: int, colours: Colours, tolerance: int) -> Rows:

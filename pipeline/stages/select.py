@@ -2,8 +2,8 @@
 
 Reads measures, never images. Rows of one image (exact duplicates share a uid) and of its
 near-duplicates form one group, led by its representative; the alt texts of the others are pooled
-into it. Everything is numpy and Arrow columns, about 150 bytes a row with its alt text, so that a
-run of a hundred million rows fits one worker; texts are read part by part.
+into it. Everything is numpy and Arrow columns, about 300 bytes a row with its alt texts at the
+peak, so that a run of a hundred million rows fits one worker; texts are read part by part.
 """
 
 from __future__ import annotations
