@@ -130,15 +130,21 @@ AgreementConfig = Annotated[
 class QualityConfig(Settings):
     """`quality`: weighted geometric mean of the other scores, so that one near zero shows.
 
-    A weight of 0 leaves a score out. A score that was not computed is left out and the other
+    The defaults are measured: docs/decisions.md, "Caption scores". A weight of 0 leaves a score out. A score that was not computed is left out and the other
     weights are renormalised.
     """
 
     wording: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="weight of the wording score [ratio]"
+        default=0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the wording score: it says nothing of the image [ratio]",
     )
     language: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="weight of the language score [ratio]"
+        default=0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the language score, which is unsure of short captions [ratio]",
     )
     alignment: float = Field(
         default=2.0,
@@ -147,7 +153,10 @@ class QualityConfig(Settings):
         description="weight of the alignment score; the best single filter in DataComp [ratio]",
     )
     agreement: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="weight of the agreement score [ratio]"
+        default=1.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the agreement score, which sees single false words [ratio]",
     )
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ NAMES: Final = {
 }
 # Okabe and Ito's palette, told apart by readers with colour-vision deficiencies; dashes and marks
 # tell the lines apart in grey.
+_THIN: Final = 0.005  # share of captions; a bin of fewer is noise and is not drawn
 _STYLES: Final = {
     "wording": ("#E69F00", ":", "v"),
     "language": ("#999999", (0, (1, 3)), "x"),
@@ -94,8 +95,11 @@ def _draw_roc(panel: Any, found: Calibration) -> None:
     curves = found.to_json()["roc"].get("alt", {})
     for score, curve in curves.items():
         if curve is not None:
-            colour, dash, _ = _STYLES[score]
-            panel.plot(curve["wrong_kept"], curve["right_kept"], color=colour, linestyle=dash)
+            colour, dash, mark = _STYLES[score]
+            panel.plot(
+                curve["wrong_kept"], curve["right_kept"], color=colour, linestyle=dash, marker=mark,
+                markevery=0.25, markersize=5, markerfacecolor="white",
+            )  # fmt: skip
     _diagonal(panel)
     panel.set(
         title="Swapped alt texts",
@@ -135,7 +139,7 @@ def _draw_reliability(panel: Any, found: Calibration) -> None:
         curve = found.reliability(score).get("even")
         if curve is not None:
             colour, dash, mark = _STYLES[score]
-            bins, error = curve
+            bins, error = [one for one in curve[0] if one.weight > _THIN], curve[1]
             panel.plot(
                 [one.score for one in bins], [one.right for one in bins], color=colour,
                 linestyle=dash, marker=mark, markersize=5, label=f"{score}: ECE {error:.3f}",
@@ -143,9 +147,9 @@ def _draw_reliability(panel: Any, found: Calibration) -> None:
     _diagonal(panel)
     panel.legend(loc="upper left", frameon=False)
     panel.set(
-        title="Reliability, right and swapped at even odds",
+        title="Reliability at even odds",
         xlabel="score",
-        ylabel="share of right alt texts",
+        ylabel="share right, of right and swapped",
     )
 
 
