@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.settings import Settings
+from pipeline.settings import PACE, Settings
 
 _LISTED: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(\d{1,5}|\*)")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -16,28 +16,43 @@ _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 class FetchConfig(Settings):
     """What may be fetched, how much of it, how long, how often. Defaults ours where not noted."""
 
+    threads: int = Field(
+        32,
+        ge=1,
+        description="concurrent fetches per worker process",
+        json_schema_extra=PACE,
+    )
     timeout: float = Field(
-        10, gt=0, description="longest wait for one socket operation (img2dataset: 10) [s]"
+        10,
+        gt=0,
+        description="longest wait for one socket operation (img2dataset: 10) [s]",
+        json_schema_extra=PACE,
     )
     deadline_s: float = Field(
         30,
         gt=0,
         description="longest try of one URL: DNS, connecting, redirects and body together [s]",
+        json_schema_extra=PACE,
     )
     retries: int = Field(
         2,
         ge=0,
         description="further tries after a timeout, a reset, 429 or 5xx; nothing else is tried "
         "again (img2dataset: 0, and any failure)",
+        json_schema_extra=PACE,
     )
     backoff_s: float = Field(
         1,
         ge=0,
         description="bound of the first wait between tries; the bound doubles from try to try up "
         "to 30 s, and the wait is drawn evenly below it (AWS 'full jitter') [s]",
+        json_schema_extra=PACE,
     )
     retry_budget_s: float = Field(
-        60, ge=0, description="all waits between the tries of a URL; Retry-After counts too [s]"
+        60,
+        ge=0,
+        description="all waits between the tries of a URL; Retry-After counts too [s]",
+        json_schema_extra=PACE,
     )
     max_bytes: int = Field(
         20_971_520, ge=1024, description="largest body, as sent and as decompressed [bytes]"
@@ -54,25 +69,41 @@ class FetchConfig(Settings):
         "loopback, private or otherwise not public",
     )
     host_concurrency: int = Field(
-        32, ge=1, description="concurrent requests to one host and port, per worker process"
+        32,
+        ge=1,
+        description="concurrent requests to one host and port, per worker process",
+        json_schema_extra=PACE,
     )
     host_rate: float | None = Field(
-        None, gt=0, description="requests to one host and port, per worker process [1/s]"
+        None,
+        gt=0,
+        description="requests to one host and port, per worker process [1/s]",
+        json_schema_extra=PACE,
     )
     host_wait_s: float = Field(
-        60, gt=0, description="longest wait for a host's turn; then the row fails, host_busy [s]"
+        60,
+        gt=0,
+        description="longest wait for a host's turn; then the row fails, host_busy [s]",
+        json_schema_extra=PACE,
     )
-    host_failures: int | None = Field(
+    host_failures: int = Field(
         64,
-        ge=1,
-        description="URLs of a host that got no answer, all begun since its last, after which the "
-        "host is skipped (host_down); at least threads + 1; null: never",
+        ge=0,
+        description="URLs of a host without an answer, all begun since its last one, after which "
+        "the host is skipped (host_down); never fewer than threads + 1; 0: no host is skipped",
+        json_schema_extra=PACE,
     )
     host_down_s: float = Field(
-        120, gt=0, description="how long a host is skipped before one URL of it is tried again [s]"
+        120,
+        gt=0,
+        description="how long a host is skipped before one URL of it is tried again [s]",
+        json_schema_extra=PACE,
     )
     dns_cache_s: float = Field(
-        300, ge=0, description="how long a resolved host name is kept; a tenth for failures [s]"
+        300,
+        ge=0,
+        description="how long a resolved host name is kept; a tenth for failures [s]",
+        json_schema_extra=PACE,
     )
     respect_robots_txt: bool = Field(
         False, description="ask each host's robots.txt first, RFC 9309 (img2dataset: never asks)"
@@ -85,6 +116,7 @@ class FetchConfig(Settings):
         None,
         description="page about this crawl and how to reach you, named in the User-Agent header; "
         "null: img2dataset's page, as it does",
+        json_schema_extra=PACE,
     )
     respect_opt_out: list[str] = Field(
         ["noai", "noimageai", "noindex", "noimageindex"],

@@ -97,6 +97,7 @@ class Wire(io.RawIOBase):
     def __init__(self, sock: socket.socket, deadline: Deadline) -> None:
         self._sock = sock
         self._deadline = deadline
+        self._timeout = sock.gettimeout()
         self._received = 0
         self._limit = MAX_HEAD
         self._error = FetchError("bad_response", f"more than {MAX_HEAD} bytes of headers")
@@ -113,7 +114,7 @@ class Wire(io.RawIOBase):
     def send(self, data: bytes) -> None:
         """Send all of a request; raises `FetchError` as reading does."""
         try:
-            self._sock.settimeout(self._deadline.wait())
+            self._set_timeout()
             self._sock.sendall(data)
         except TimeoutError:
             raise self._deadline.expired("sending") from None
@@ -127,7 +128,7 @@ class Wire(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Receive some bytes; raises `FetchError`: `timeout`, `deadline`, `reset`, a limit's."""
         try:
-            self._sock.settimeout(self._deadline.wait())
+            self._set_timeout()
             count = self._sock.recv_into(buffer)
         except TimeoutError:
             raise self._deadline.expired("reading") from None
@@ -137,6 +138,13 @@ class Wire(io.RawIOBase):
         if self._received > self._limit:
             raise self._error
         return count
+
+    def _set_timeout(self) -> None:
+        """Bound the next operation; a system call only where the bound has changed."""
+        timeout = self._deadline.wait()
+        if timeout != self._timeout:
+            self._sock.settimeout(timeout)
+            self._timeout = timeout
 
 
 def _text(error: Exception) -> str:

@@ -84,10 +84,10 @@ class Hosts:
         """Note that a URL whose first try began at `began` (monotonic) got no answer."""
         with self._changed:
             host = self._of(origin)
-            if self._config.host_failures is None or began < host.last_answer:
+            if self._config.host_failures == 0 or began < host.last_answer:
                 return
             host.unanswered += 1
-            if host.unanswered >= self._config.host_failures:
+            if host.unanswered >= max(self._config.host_failures, self._config.threads + 1):
                 host.down_until = time.monotonic() + self._config.host_down_s
 
     def pause(self, origin: Origin, seconds: float) -> None:

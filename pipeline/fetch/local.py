@@ -27,14 +27,14 @@ def read_local(url: str, root: str | None, max_bytes: int) -> Answer:
     if not path.is_relative_to(os.path.realpath(root)):
         raise FetchError("outside_folder", "the file lies outside the source's folder")
     try:
-        # O_NONBLOCK: opening a named pipe would wait for its writer.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FetchError("not_an_image", "no regular file")
+        # O_NONBLOCK: should it have become a named pipe since, opening would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise FetchError("missing_file", str(error.strerror)) from error
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise FetchError("not_an_image", "no regular file")
-        if status.st_size > max_bytes:
-            raise FetchError("too_large", "the file is larger than max_bytes")
-        return Answer(file.read(max_bytes), HTTPMessage(), url, 200)
+        body = file.read(max_bytes + 1)
+    if len(body) > max_bytes:
+        raise FetchError("too_large", "the file is larger than max_bytes")
+    return Answer(body, HTTPMessage(), url, 200)

@@ -87,14 +87,14 @@ class PolicyOpener:
     def _follow(self, target: Target, deadline: Deadline, first: bool) -> Answer:
         """Try a URL and where it redirects to; everything is checked anew at each step."""
         seen: set[str] = set()
-        while target.url not in seen and len(seen) <= self._config.max_redirects:
-            seen.add(target.url)
+        while (url := target.url) not in seen and len(seen) <= self._config.max_redirects:
+            seen.add(url)
             if self._robots is not None:
                 self._check(target)
                 self._robots.check(target, deadline)
             received = self._receive(target, deadline, first, self._config.max_bytes)
             if received.location is None:
-                return Answer(received.body, received.headers, target.url, received.status)
+                return Answer(received.body, received.headers, url, received.status)
             target = _redirected(target, received.location)
         raise FetchError("too_many_redirects", "in a loop, or more than max_redirects")
 
@@ -109,9 +109,8 @@ class PolicyOpener:
     def _addresses(self, target: Target, deadline: Deadline) -> tuple[Address, ...]:
         """Return what may be connected to for a target; it is connected to without asking again."""
         listed = self._check(target)
-        literal = target.address
-        if literal is not None:
-            found: tuple[Address, ...] = (literal,)
+        if target.address is not None:
+            found: tuple[Address, ...] = (target.address,)
         else:
             found = self._resolver.resolve(target.host, deadline)
         allowed = found if listed else tuple(filter(is_public, found))

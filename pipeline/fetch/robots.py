@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.robotparser import RobotFileParser
 
@@ -70,7 +70,7 @@ class Robots:
             raise FetchError("robots_disallowed", "robots.txt forbids it")
 
     def _fetch(self, target: Target, deadline: Deadline) -> _Rules:
-        where = Target(target.scheme, target.host, target.port, "/robots.txt")
+        where = replace(target, path="/robots.txt")
         parser = RobotFileParser()
         try:
             text = self._read(where, deadline).decode(errors="replace")

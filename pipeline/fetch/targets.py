@@ -6,7 +6,6 @@ import ipaddress
 import re
 import string
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -20,7 +19,6 @@ _HOST: Final = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 # A last label that is a number makes the whole host one (WHATWG URL, "ends in a number"): C
 # libraries read 127.1, 0177.0.0.1, 0x7f.1 and 2130706433 as addresses.
 _NUMBER: Final = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")
-_PLAIN_V4: Final = re.compile(r"(0|[1-9]\d{0,2})(\.(0|[1-9]\d{0,2})){3}")
 
 #: Ports that no browser asks for HTTP (WHATWG Fetch, "bad port"): mail, shells, files, X11, IRC.
 BAD_PORTS: Final = frozenset(
@@ -43,29 +41,24 @@ class Target:
     port: int
     #: Path and query as sent: printable ASCII without spaces.
     path: str
+    #: The address that the host is, if it is no name.
+    address: Address | None
 
     @property
     def origin(self) -> tuple[str, int]:
         """Host and port, by which limits are kept."""
         return self.host, self.port
 
-    @cached_property
+    @property
     def authority(self) -> str:
         """Host and, unless it is the scheme's own, port: the Host header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
-    @cached_property
+    @property
     def url(self) -> str:
         """The URL in one spelling, without its fragment."""
         return f"{self.scheme}://{self.authority}{self.path}"
-
-    @cached_property
-    def address(self) -> Address | None:
-        """The address that the host is, if it is no name."""
-        if ":" in self.host:
-            return ipaddress.IPv6Address(self.host)
-        return ipaddress.IPv4Address(self.host) if _PLAIN_V4.fullmatch(self.host) else None
 
 
 def parse(url: str) -> Target:
@@ -91,8 +84,8 @@ def parse(url: str) -> Target:
         raise FetchError("bad_url", "a user name or password")
     query = f"?{parts.query}" if parts.query else ""
     path = quote((parts.path or "/") + query, safe=string.punctuation)
-    host = _host(parts.hostname or "", bracketed="[" in parts.netloc)
-    return Target(scheme, host, _DEFAULT_PORTS[scheme] if port is None else port, path)
+    host, address = _host(parts.hostname or "", bracketed="[" in parts.netloc)
+    return Target(scheme, host, _DEFAULT_PORTS[scheme] if port is None else port, path, address)
 
 
 def normal_host(host: str) -> str:
@@ -103,19 +96,21 @@ def normal_host(host: str) -> str:
         raise FetchError("bad_url", "no such host name can exist") from error
 
 
-def _host(written: str, bracketed: bool) -> str:
+def _host(written: str, bracketed: bool) -> tuple[str, Address | None]:
+    """Return a host in its one spelling, and the address that it is, if it is no name."""
     if bracketed:
         try:
-            return str(ipaddress.IPv6Address(written if "%" not in written else ""))
+            literal = ipaddress.IPv6Address(written if "%" not in written else "")
         except ValueError as error:
             raise FetchError("bad_url", "no IPv6 address, or one with a zone") from error
+        return str(literal), literal
     host = normal_host(written)
     if not _HOST.fullmatch(host):
         raise FetchError("bad_url", "no sound host name")
-    if _NUMBER.fullmatch(host) and not _is_plain(host):
-        raise FetchError("private_address", "an address in disguise: not four decimal numbers")
-    return host
-
-
-def _is_plain(host: str) -> bool:
-    return bool(_PLAIN_V4.fullmatch(host)) and all(int(n) < 256 for n in host.split("."))
+    if not _NUMBER.fullmatch(host):
+        return host, None
+    try:
+        # Strict: four decimal numbers, no leading zeros.
+        return host, ipaddress.IPv4Address(host)
+    except ValueError as error:
+        raise FetchError("private_address", "an address in disguise") from error

@@ -2,66 +2,66 @@
 
 from __future__ import annotations
 
-import shutil
-import tarfile
-import tempfile
-import uuid
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from pipeline.part import Part
+from pipeline.fetch.blocklist import Blocklist
+from pipeline.fetch.config import FetchConfig
+from pipeline.fetch.install import govern
+from pipeline.part import Part, fingerprint
 from pipeline.schema import UID_LENGTH
-from pipeline.settings import PACE, Settings
-from pipeline.sources.row import Source
-from pipeline.stages.failures import FAILURES, classify
+from pipeline.settings import PACE, effective
+from pipeline.sources.row import OBTAIN_COLUMNS, Source
+from pipeline.stages.failures import FAILURES, UNREACHED, classify
 from pipeline.stages.images import RAW
-from pipeline.stages.task import StageReport, Task
-from pipeline.storage import TEMPORARY_PREFIX, Directory
+from pipeline.stages.raw import Records, fetch_raw
+from pipeline.stages.task import StageReport, Task, tables_of
 
-VERSION = 2
-# img2dataset numbers samples with this many digits per part: parts of up to 10^6 rows.
-_ROW_DIGITS = 6
-_PART_DIGITS = 5
+VERSION = 3
+# In a table's metadata: what its rows were fetched with, so that a retry knows it may add to them.
+_FETCHED_WITH = b"fetched_with"
+_IMAGE_COLUMNS = {
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "original_width": pa.int32(),
+    "original_height": pa.int32(),
+    "image_offset": pa.int64(),
+    "image_size": pa.int64(),
+    "animated": pa.bool_(),
+}
 
 
-class DownloadConfig(Settings):
+class DownloadConfig(FetchConfig):
     """How images are fetched and stored. Defaults are img2dataset's where not noted."""
 
-    threads: int = Field(
-        32, ge=1, description="concurrent fetches per worker process", json_schema_extra=PACE
-    )
-    timeout: float = Field(
-        10, gt=0, description="longest wait for one socket operation [s]", json_schema_extra=PACE
-    )
-    retries: int = Field(
-        2,
-        ge=0,
-        description="further tries after a failed fetch (img2dataset: 0)",
-        json_schema_extra=PACE,
-    )
     retry: Literal["transient"] | None = Field(
         None,
         description="in parts that are done, fetch again what failed for a passing reason",
         json_schema_extra=PACE,
     )
+    wholesale_rows: int | None = Field(
+        20,
+        ge=1,
+        description="a part of at least this many rows, of which none got an answer from any host, "
+        "failed as a whole (the network was down) and is not counted done; null: it is",
+        json_schema_extra=PACE,
+    )
     resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = Field(
         "keep_ratio", description="how an image is made to fit image_size (img2dataset: border)"
     )
-    image_size: int = Field(512, ge=16, description="shorter (keep_ratio) or longer side [px]")
-    only_if_bigger: bool = Field(True, description="never enlarge an image")
+    image_size: int = Field(
+        512,
+        ge=16,
+        le=8192,
+        description="shorter (keep_ratio) or longer side (img2dataset: 256) [px]",
+    )
+    only_if_bigger: bool = Field(True, description="never enlarge an image (img2dataset: false)")
     format: Literal["jpg", "png", "webp"] = Field("jpg", description="format of stored images")
     quality: int = Field(95, ge=0, le=100, description="JPEG or WebP quality; PNG compression 0-9")
-    user_agent_token: str | None = Field(
-        "tcjepa", description="named in the User-Agent header, and matched in X-Robots-Tag"
-    )
-    respect_opt_out: list[str] = Field(
-        ["noai", "noimageai", "noindex", "noimageindex"],
-        description="X-Robots-Tag directives that forbid use",
-    )
     resources: dict[str, float] = Field(
         {}, description="Dask worker resources a fetch needs", json_schema_extra=PACE
     )
@@ -73,124 +73,119 @@ class DownloadConfig(Settings):
         return self
 
 
-def download(task: Task, part: Part, source: Source, config: DownloadConfig) -> StageReport:
+def download(
+    task: Task,
+    part: Part,
+    source: Source,
+    config: DownloadConfig,
+    blocklist: Blocklist | None = None,
+) -> StageReport:
     """Fetch the part's images into `raw/`, then write its table: one row per source row.
 
-    Raises `RuntimeError` if img2dataset gave up on the whole part, which is never counted done.
+    A part of a later generation (`download.retry`) whose table is there has only its transient
+    failures fetched, into `raw/<part>-r<generation>.*`; all else stays as it is.
+
+    Raises `RuntimeError` if img2dataset gave up on the whole part, or nothing at all could be
+    reached (`download.wholesale_rows`); such a part is never counted done.
     """
+    govern(config, blocklist, source.local_root)
     rows = part.table(task.run)
-    raw = task.run / RAW
-    raw.remove(f"{part.name}_stats.json")
-    scratch = _scratch(raw)
-    try:
-        wanted = _write_wanted(rows, source, scratch / "wanted.arrow")
-        downloader = _downloader(config, scratch)
-        ok, _ = downloader((part.index, wanted)) if wanted else (True, None)
-        if not ok:
-            raise RuntimeError(f"img2dataset failed on part {part.name}; its log has the traceback")
-        fetched = _read_fetched(scratch, part, bool(wanted))
-        # _stats.json goes last: it is what marks the raw part as whole.
-        for suffix in (".tar", ".parquet", "_stats.json") if wanted else ():
-            raw.commit(scratch / f"{part.name}{suffix}", f"{part.name}{suffix}")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    table = _outcome(rows, part, fetched)
-    task.write(part.name, table)
+    mark = fingerprint("fetched", VERSION, effective(config), [part.fingerprint])
+    known = _known(task, part, mark)
+    urls = _urls(rows, source)
+    if known is None:
+        _forget_retries(task, part)
+        records = fetch_raw(
+            task.run, part.name, urls, config, lambda found: _check_reached(found, config)
+        )
+        table = _outcome(rows, part, part.name, records)
+    else:
+        table = _fetched_again(task, part, config, urls, known)
+    task.write(part.name, table.replace_schema_metadata({_FETCHED_WITH: mark.encode()}))
     failed = table.num_rows - table["reason"].null_count
     return StageReport(
         counts={"rows": table.num_rows, "failed": failed},
-        bytes=sum(size or 0 for size in table["image_size"].to_pylist()),
+        bytes=pc.sum(table["image_size"]).as_py() or 0,
     )
 
 
-def _scratch(raw: Directory) -> Path:
-    """Return a private folder beside the target, so that a killed fetch leaves nothing there."""
-    if not raw.is_local:
-        return Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
-    scratch = Path(raw.path()) / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-    scratch.mkdir(parents=True)
-    return scratch
+def _urls(rows: pa.Table, source: Source) -> dict[int, str]:
+    """Return the URLs to fetch by their rows' places; rows with an error have none."""
+    pairs = enumerate(zip(rows["url"].to_pylist(), rows["row_error"].to_pylist(), strict=True))
+    return {place: source.fetch_url(url) for place, (url, error) in pairs if error is None}
 
 
-def _write_wanted(rows: pa.Table, source: Source, path: Path) -> str | None:
-    """Write the fetchable rows as img2dataset reads them; None if there are none."""
-    errors, urls = rows["row_error"].to_pylist(), rows["url"].to_pylist()
-    places = [place for place, error in enumerate(errors) if error is None]
-    if not places:
+def _known(task: Task, part: Part, mark: str) -> pa.Table | None:
+    """Return the table of an earlier generation, if it was fetched as it would be now."""
+    tables, name = tables_of(task.run, task.stage), f"{part.name}.parquet"
+    if part.generation == 0 or not tables.exists(name):
         return None
-    wanted = pa.table({"url": [source.fetch_url(urls[p]) for p in places], "place": places})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, wanted.schema) as writer:
-        writer.write_table(wanted)
-    return str(path)
+    with tables.fs.open(tables.path(name), "rb") as file:
+        metadata = pq.read_schema(file).metadata or {}
+    return tables.read_table(name) if metadata.get(_FETCHED_WITH) == mark.encode() else None
 
 
-def _downloader(config: DownloadConfig, folder: Path) -> Any:
-    from img2dataset.downloader import Downloader
-    from img2dataset.writer import WebDatasetSampleWriter
-
-    from pipeline.stages.integrity import CheckedResizer
-
-    resizer = CheckedResizer(
-        image_size=config.image_size,
-        resize_mode=config.resize_mode,
-        resize_only_if_bigger=config.only_if_bigger,
-        encode_quality=config.quality,
-        encode_format=config.format,
-        skip_reencode=True,
-    )
-    return Downloader(
-        sample_writer_class=WebDatasetSampleWriter,
-        resizer=resizer,
-        thread_count=config.threads,
-        save_caption=False,
-        extract_exif=False,
-        output_folder=str(folder),
-        column_list=["url", "place"],
-        timeout=config.timeout,
-        number_sample_per_shard=10**_ROW_DIGITS,
-        oom_shard_count=_PART_DIGITS,
-        compute_hash="sha256",
-        verify_hash_type=None,
-        encode_format=config.format,
-        retries=config.retries,
-        user_agent_token=config.user_agent_token,
-        disallowed_header_directives=config.respect_opt_out,
-    )
+def _fetched_again(
+    task: Task,
+    part: Part,
+    config: DownloadConfig,
+    urls: dict[int, str],
+    known: pa.Table,
+) -> pa.Table:
+    """Return the known table with its transient failures fetched anew."""
+    name = f"{part.name}-r{part.generation}"
+    again = pc.fill_null(pc.equal(known["failure"], "transient"), False)
+    wanted = {place: urls[place] for place, yes in enumerate(again.to_pylist()) if yes}
+    # Nothing to check: these rows failed before, and stay transient if they fail for good.
+    records = fetch_raw(task.run, name, wanted, config, lambda _: None)
+    anew = _outcome(part.table(task.run), part, name, records)
+    places = [place if place not in wanted else place + len(known) for place in range(len(known))]
+    return pa.concat_tables([known, anew]).take(pa.array(places, pa.int64()))
 
 
-def _read_fetched(scratch: Path, part: Part, any_wanted: bool) -> dict[int, dict[str, Any]]:
-    """Return img2dataset's records by place in the part, with each image's place in the tar."""
-    if not any_wanted:
-        return {}
-    offsets: dict[str, tuple[int, int]] = {}
-    with tarfile.open(scratch / f"{part.name}.tar") as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            if extension != "json":
-                offsets[key] = (member.offset_data, member.size)
-    records = pq.read_table(scratch / f"{part.name}.parquet").to_pylist()
-    for record in records:
-        record["image_offset"], record["image_size"] = offsets.get(record["key"], (None, None))
-    return {record["place"]: record for record in records}
+def _forget_retries(task: Task, part: Part) -> None:
+    """Remove what earlier generations fetched, as the whole part is fetched anew."""
+    raw = task.run / RAW
+    for name in raw.names(f"{part.name}-r*"):
+        raw.remove(name)
 
 
-def _outcome(rows: pa.Table, part: Part, fetched: dict[int, dict[str, Any]]) -> pa.Table:
+def _check_reached(records: Records, config: DownloadConfig) -> None:
+    """Raise `RuntimeError` if the network was down while these rows were fetched."""
+    reasons = [_reason(record) for record in records.values()]
+    # What policy forbids was not tried, and says nothing of the network.
+    tried = [r for r in reasons if r is None or FAILURES[r][0] != "policy"]
+    least = config.wholesale_rows
+    if least is not None and len(tried) >= least and set(tried) <= UNREACHED:
+        raise RuntimeError(
+            f"none of {len(tried)} URLs got an answer from any host (the first: {tried[0]}); "
+            "the network may be down. If the hosts are really gone, set "
+            "download.wholesale_rows=null"
+        )
+
+
+def _reason(record: dict[str, Any] | None) -> str | None:
+    if record is None:  # img2dataset swallowed an exception in the middle of this sample
+        return "other"
+    if record["status"] == "success" and record["image_offset"] is not None:
+        return None
+    return classify(record["error_message"])
+
+
+def _outcome(rows: pa.Table, part: Part, raw: str, records: Records) -> pa.Table:
     """Return the part's rows with what became of each; `reason` is null for fetched images."""
+    expected = _expected(rows)
     reasons: list[str | None] = []
     for place, row_error in enumerate(rows["row_error"].to_pylist()):
-        record = fetched.get(place)
-        if row_error is not None:
-            reasons.append(row_error)
-        elif record is None:  # img2dataset swallowed an exception in the middle of this sample
-            reasons.append("other")
-        elif record["status"] == "success" and record["image_offset"] is not None:
-            reasons.append(None)
-        else:
-            reasons.append(classify(record["error_message"]))
+        record = records.get(place)
+        reason = row_error or _reason(record)
+        if reason is None and expected[place] not in (None, record["sha256"]):  # type: ignore[index]
+            reason = "wrong_content"
+        reasons.append(reason)
 
     def column(name: str, kind: pa.DataType) -> pa.Array:
         values = (
-            fetched[place][name] if reason is None else None for place, reason in enumerate(reasons)
+            records[place][name] if reason is None else None for place, reason in enumerate(reasons)
         )
         return pa.array(values, kind)
 
@@ -200,10 +195,16 @@ def _outcome(rows: pa.Table, part: Part, fetched: dict[int, dict[str, Any]]) -> 
         "uid": pa.array([h[:UID_LENGTH] if h else None for h in hashes], pa.string()),
         "failure": pa.array([FAILURES[r][0] if r else None for r in reasons], pa.string()),
         "reason": pa.array(reasons, pa.string()),
-        **{name: column(name, pa.int32()) for name in ("width", "height")},
-        **{name: column(name, pa.int32()) for name in ("original_width", "original_height")},
-        **{name: column(name, pa.int64()) for name in ("image_offset", "image_size")},
-        "raw": pa.array([None if r else f"{part.name}.tar" for r in reasons], pa.string()),
+        **{name: column(name, kind) for name, kind in _IMAGE_COLUMNS.items()},
+        "raw": pa.array([None if r else f"{raw}.tar" for r in reasons], pa.string()),
     }
-    kept = rows.drop_columns(["row_error"])
+    used_up = ["row_error", *(name for name in OBTAIN_COLUMNS if name in rows.column_names)]
+    kept = rows.drop_columns(used_up)
     return pa.table({**outcome, **{name: kept[name] for name in kept.column_names}})
+
+
+def _expected(rows: pa.Table) -> list[str | None]:
+    """Return the hex SHA-256 that the list gives for each file, in lower case."""
+    if "expected_sha256" not in rows.column_names:
+        return [None] * rows.num_rows
+    return pc.utf8_lower(rows["expected_sha256"]).to_pylist()  # type: ignore[no-any-return]

@@ -1,15 +1,22 @@
-"""Refuse image files that end early, before img2dataset re-encodes their grey remainder."""
+"""What stands between a fetched body and OpenCV: refuses bombs, cut files and what is no image."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 from typing import Any
 
-from img2dataset.resizer import Resizer
+from img2dataset.resizer import ResizeMode, Resizer
+
+from pipeline.fetch.errors import FetchError
+from pipeline.fetch.image_header import image_size, jpeg_segments
+from pipeline.filters.animation import is_animated
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 _JPEG_SCAN = 0xDA
+# Modes that fit the shorter side to `image_size`, so that the longer one may grow without bound.
+_BY_SHORTER_SIDE = (ResizeMode.keep_ratio, ResizeMode.center_crop)
 
 
 def is_truncated(data: bytes) -> bool:
@@ -28,20 +35,40 @@ def is_truncated(data: bytes) -> bool:
 
 def _scan_start(data: bytes) -> int:
     """Return where a JPEG's first scan starts: thumbnails before it have end markers too."""
-    place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _JPEG_SCAN:
-        if data[place + 1] == 0xFF:  # padding before a marker
-            place += 1
-            continue
-        place += 2 + int.from_bytes(data[place + 2 : place + 4])
-    return place
+    scans = (place for marker, place in jpeg_segments(data) if marker == _JPEG_SCAN)
+    return next(scans, len(data))
 
 
 class CheckedResizer(Resizer):  # type: ignore[misc]
-    """img2dataset's resizer, refusing truncated files with the error `truncated image`."""
+    """img2dataset's resizer, shown only images that are whole and not too large to decode.
+
+    `max_pixels` bounds what a header claims, and what enlarging would make of it.
+    """
+
+    def __init__(self, *, max_pixels: int, **options: Any) -> None:
+        super().__init__(**options)
+        self._max_pixels = max_pixels
+        #: SHA-256, in hex, of the files seen that hold more than one frame. The first is stored.
+        self.animated: set[str] = set()
 
     def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: Any = None) -> Any:
         """Return (bytes, width, height, original width, original height, error)."""
-        if is_truncated(img_stream.getvalue()):
-            return None, None, None, None, None, "truncated image"
+        data = img_stream.getvalue()
+        error = self._error(data)
+        if error is not None:
+            return None, None, None, None, None, str(error)
+        if is_animated(data):
+            self.animated.add(hashlib.sha256(data).hexdigest())
         return super().__call__(img_stream, blurring_bbox_list)
+
+    def _error(self, data: bytes) -> FetchError | None:
+        size = image_size(data)
+        if size is None:
+            return FetchError("not_an_image", "no header of a known format")
+        width, height = size
+        if not self.resize_only_if_bigger and self.resize_mode in _BY_SHORTER_SIDE:
+            scale = max(1.0, self.image_size / min(size))
+            width, height = int(width * scale), int(height * scale)
+        if width * height > self._max_pixels:
+            return FetchError("too_many_pixels", "more than max_pixels in the header")
+        return FetchError("truncated", "no end marker") if is_truncated(data) else None

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.stages.failures import classify
 from pipeline.stages.integrity import CheckedResizer, is_truncated
 
 KINDS = [".jpg", ".png", ".webp"]
+
+
+def resizer(**options: Any) -> CheckedResizer:
+    defaults = {"image_size": 16, "resize_mode": "keep_ratio", "resize_only_if_bigger": True}
+    return CheckedResizer(**{"max_pixels": 10_000, **defaults, **options})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,11 +66,34 @@ def test_any_bytes_get_an_answer(data: bytes, start: bytes) -> None:
 def test_the_resizer_refuses_what_img2dataset_would_fill_with_grey(
     image: Callable[..., bytes], kind: str
 ) -> None:
-    resize = CheckedResizer(image_size=16, resize_mode="keep_ratio", resize_only_if_bigger=True)
+    resize = resizer()
     whole = image(kind)
     *_, error = resize(io.BytesIO(whole[: len(whole) * 2 // 3]))
-    assert error == "truncated image"
+    assert classify(error) == "truncated"
     data, width, height, original_width, original_height, error = resize(io.BytesIO(whole))
     assert error is None
     assert (height, original_width, original_height) == (16, 40, 30)
     assert Image.open(io.BytesIO(data)).size == (width, height)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_counted_before_they_are_decoded(image: Callable[..., bytes], kind: str) -> None:
+    whole = image(kind)  # 40 x 30
+    *_, error = resizer(max_pixels=1200)(io.BytesIO(whole))
+    assert error is None
+    *_, error = resizer(max_pixels=1199)(io.BytesIO(whole))
+    assert classify(error) == "too_many_pixels"
+
+
+def test_enlarging_a_thin_image_is_bounded(image: Callable[..., bytes]) -> None:
+    """1 x 600 px with the shorter side made 512 would be 512 x 307,200."""
+    thin = io.BytesIO(image(".png", 0, 600, 1))
+    *_, error = resizer(image_size=512, resize_only_if_bigger=False)(thin)
+    assert classify(error) == "too_many_pixels"
+    *_, error = resizer(image_size=512)(thin)
+    assert error is None
+
+
+def test_what_is_no_image_of_a_known_format_is_not_shown_to_the_decoder() -> None:
+    *_, error = resizer()(io.BytesIO(b"P6 60000 60000 255 "))
+    assert classify(error) == "not_an_image"

@@ -1,0 +1,172 @@
+"""An image's width and height as its header claims them, for every format we let be decoded.
+
+Read before OpenCV sees a byte: a header of 60,000 x 60,000 in a file of 100 bytes makes a decoder
+allocate gigabytes. What is in none of these formats is not decoded.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final
+
+Size = tuple[int, int]
+
+# Start of frame, any coding (T.81, table B.1): C0-CF without DHT, JPG and DAC.
+_SOF: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
+_TIFF_TYPES: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_MOST_TAGS: Final = 4096
+
+
+def image_size(data: bytes) -> Size | None:
+    """Return (width, height) [px] of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
+
+    None for anything else, and where the header is damaged; never raises. The size is the one that
+    decides what a decoder allocates, so for GIF and AVIF it covers every frame and tile named.
+    """
+    for starts, read in _FORMATS:
+        if starts(data):
+            try:
+                width, height = read(data)
+            except (struct.error, IndexError, ValueError, KeyError):
+                return None
+            return (width, height) if width > 0 and height > 0 else None
+    return None
+
+
+def _jpeg(data: bytes) -> Size:
+    for marker, place in jpeg_segments(data):
+        if marker in _SOF:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return width, height
+    raise ValueError("no frame")
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (marker, place of its two bytes) of the segments up to the first scan."""
+    place = 2
+    while place + 4 <= len(data):
+        if data[place] != 0xFF:  # stray bytes between segments: decoders skip them, so do we
+            place = data.find(b"\xff", place)
+            if place < 0:
+                return
+            continue
+        marker = data[place + 1]
+        if marker in (0xFF, 0x00):  # padding before a marker; no marker at all
+            place += 1
+            continue
+        yield marker, place
+        if marker == 0xDA:
+            return
+        place += 2
+        if marker not in _JPEG_ALONE:  # the others have a length, which counts itself
+            place += max(2, int.from_bytes(data[place : place + 2]))
+
+
+def _png(data: bytes) -> Size:
+    if data[12:16] != b"IHDR":
+        raise ValueError("no header chunk first")
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def _gif(data: bytes) -> Size:
+    """Return the logical screen, widened to every frame (GIF89a, sections 18 and 20)."""
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    place = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    while place < len(data) and data[place] in (0x21, 0x2C):
+        if data[place] == 0x2C and place + 10 <= len(data):
+            left, top, wide, high, flags = struct.unpack_from("<HHHHB", data, place + 1)
+            width, height = max(width, left + wide), max(height, top + high)
+            place += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+        else:
+            place += 2
+        while place < len(data) and data[place]:
+            place += 1 + data[place]
+        place += 1
+    return width, height
+
+
+def _bmp(data: bytes) -> Size:
+    (size,) = struct.unpack_from("<I", data, 14)
+    if size == 12:  # OS/2
+        width, height = struct.unpack_from("<HH", data, 18)
+        return width, height
+    width, height = struct.unpack_from("<ii", data, 18)
+    return abs(width), abs(height)  # a negative height: top row first
+
+
+def _webp(data: bytes) -> Size:
+    """Return the canvas (RFC 9649, sections 2.5 to 2.7)."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        low = struct.unpack_from("<HBHB", data, 24)
+        return 1 + low[0] + (low[1] << 16), 1 + low[2] + (low[3] << 16)
+    if kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return 1 + (bits & 0x3FFF), 1 + ((bits >> 14) & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise ValueError("no bitstream first")
+
+
+def _tiff(data: bytes) -> Size:
+    """Return the first directory's size, of classic and BigTIFF files."""
+    order = "<" if data[:2] == b"II" else ">"
+    (version,) = struct.unpack_from(order + "H", data, 2)
+    if version == 43:
+        (start,) = struct.unpack_from(order + "Q", data, 8)
+        (count,) = struct.unpack_from(order + "Q", data, start)
+        first, step, value = start + 8, 20, 12
+    else:
+        (start,) = struct.unpack_from(order + "I", data, 4)
+        (count,) = struct.unpack_from(order + "H", data, start)
+        first, step, value = start + 2, 12, 8
+    found: dict[int, int] = {}
+    for place in range(first, first + step * min(count, _MOST_TAGS), step):
+        tag, kind = struct.unpack_from(order + "HH", data, place)
+        if tag in (_TIFF_WIDTH, _TIFF_HEIGHT) and tag not in found:
+            (found[tag],) = struct.unpack_from(order + _TIFF_TYPES[kind], data, place + value)
+    return found[_TIFF_WIDTH], found[_TIFF_HEIGHT]
+
+
+def _avif(data: bytes) -> Size:
+    """Return the largest of the item sizes (ISO/IEC 23008-12, `ispe`), a grid's own among them."""
+    sizes = [
+        struct.unpack_from(">II", data, start + 4)
+        for meta in _boxes(data, 0, len(data), b"meta")
+        for properties in _boxes(data, meta[0] + 4, meta[1], b"iprp")
+        for container in _boxes(data, *properties, b"ipco")
+        for start, _ in _boxes(data, *container, b"ispe")
+    ]
+    return max(width for width, _ in sizes), max(height for _, height in sizes)
+
+
+def _boxes(data: bytes, place: int, end: int, wanted: bytes) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of the content of the boxes of one kind in `data[place:end]`."""
+    while place + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, place)
+        start = place + 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, start)
+            start += 8
+        stop = end if size == 0 else min(place + size, end)
+        if stop <= place + 7:
+            raise ValueError("a box smaller than its header")
+        if kind == wanted:
+            yield start, stop
+        place = stop
+
+
+_FORMATS: Final[tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Size]], ...]] = (
+    (lambda data: data.startswith(b"\xff\xd8\xff"), _jpeg),
+    (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), _png),
+    (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", _webp),
+    (lambda data: data[:6] in (b"GIF87a", b"GIF89a"), _gif),
+    (lambda data: data.startswith(b"BM"), _bmp),
+    (lambda data: data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
+    (lambda data: data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis", b"mif1"), _avif),
+)
