@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.captioners.answers import Answers
 from pipeline.captioners.claims import claims, falsify
 from pipeline.captioners.request import CaptionRequest, CaptionResult
 from pipeline.captioners.scene_graph import parse
@@ -24,6 +25,11 @@ class AnnotationsConfig(Settings):
 
     kind: Literal["annotations"] = Field(
         "annotations", description="write sentences from the `annotations` column"
+    )
+    name: str = Field(
+        "annotations",
+        pattern=r"^[a-z0-9_-]+$",
+        description="what its captions' source begins with; tell two of one run apart",
     )
     max_captions: int = Field(8, ge=1, le=64, description="most captions per image [captions]")
     error_rate: float = Field(
@@ -47,13 +53,18 @@ class AnnotationsCaptioner:
     one, so that captioners of different strength differ in their errors only.
     """
 
-    name = "annotations"
-
     def __init__(self, config: AnnotationsConfig) -> None:
+        self.name = config.name
         self.config = config
 
-    def caption(self, requests: Sequence[CaptionRequest]) -> list[CaptionResult]:
-        """Return one result per request, in order."""
+    def needs_image(self, uid: str, answers: Answers) -> bool:
+        """Return False: what is told is in the annotations."""
+        return False
+
+    def caption(
+        self, requests: Sequence[CaptionRequest], answers: Answers | None = None
+    ) -> list[CaptionResult]:
+        """Return one result per request, in order; there are no answers to keep."""
         return [self._caption(request) for request in requests]
 
     def _caption(self, request: CaptionRequest) -> CaptionResult:

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.captioners.answers import Answers
+
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """One image to caption: its encoded bytes, and its `annotations` JSON if the source has it."""
+    """One image to caption: its encoded bytes, and its `annotations` JSON if the source has it.
+
+    `image` is empty where the captioner's `needs_image` said no.
+    """
 
     uid: str
     image: bytes
@@ -32,6 +37,16 @@ class Captioner(Protocol):
 
     name: str
 
-    def caption(self, requests: Sequence[CaptionRequest]) -> list[CaptionResult]:
-        """Return one result per request, in order. A failed image is a result, not a raise."""
+    def needs_image(self, uid: str, answers: Answers) -> bool:
+        """Return whether `caption` will look at the image, given the answers known already."""
+        ...
+
+    def caption(
+        self, requests: Sequence[CaptionRequest], answers: Answers | None = None
+    ) -> list[CaptionResult]:
+        """Return one result per request, in order. A failed image is a result, not a raise.
+
+        `answers` remembers what models said: what it knows is not asked again, and what is said
+        now goes into it at once. Without it everything is asked.
+        """
         ...

@@ -7,23 +7,25 @@ import importlib.util
 import io
 import logging
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.captioners.request import CaptionRequest, CaptionResult
-from pipeline.captioners.sentences import distinct, output_fault, split_sentences
+from pipeline.captioners.answers import Answer, Answers
+from pipeline.captioners.prompted import Failures, PromptedCaptioner, PromptedConfig
+from pipeline.captioners.request import CaptionRequest
 from pipeline.captioners.vision_language import (
-    Answer,
     Decoding,
     ImageBatch,
     VisionLanguageModel,
     load_model,
 )
-from pipeline.settings import ConfigError, Settings
+from pipeline.settings import PACE, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -32,33 +34,30 @@ Failure = Literal[
     "decode_failed", "empty_output", "refused", "degenerate", "out_of_memory", "model_failed"
 ]
 
-_PROMPT_ID = re.compile(r"[a-z0-9_-]+")
 
-
-class TransformersConfig(Settings):
+class TransformersConfig(PromptedConfig):
     """A Hugging Face image-to-text model, by hub name or local folder."""
 
     kind: Literal["transformers"] = Field(
         default="transformers", description="caption with a Hugging Face model"
     )
+    name: str = Field(
+        default="transformers",
+        pattern=r"^[a-z0-9_-]+$",
+        description="what its captions' source begins with; tell two models of one run apart",
+    )
     model: str = Field(
         description="hub name such as HuggingFaceTB/SmolVLM-256M-Instruct, or a local folder"
     )
-    prompts: dict[str, str] = Field(
-        default={
-            "short": "Describe the image in short.",
-            "detail": "Describe the image in detail.",
-        },
-        min_length=1,
-        description="prompt id -> prompt; the default ids are the TC-JEPA paper's two captions "
-        "(in short, in detail); models without a chat template continue the prompt, so give them "
-        "a beginning such as 'a photo of', or ''",
-    )
-    max_captions: int = Field(
-        default=8, ge=1, le=64, description="most captions per image; the paper's N [captions]"
+    revision: str | None = Field(
+        default=None, description="branch, tag or commit of a hub model; null is its main branch"
     )
     batch_size: int = Field(
-        default=16, ge=1, le=1024, description="images per forward pass; halved on OOM [images]"
+        default=16,
+        ge=1,
+        le=1024,
+        description="images per forward pass; halved on OOM [images]",
+        json_schema_extra=PACE,
     )
     max_new_tokens: int = Field(
         default=192, ge=1, le=4096, description="most tokens written per image and prompt [tokens]"
@@ -67,119 +66,201 @@ class TransformersConfig(Settings):
         default="auto", description="weights and activations; auto is bf16 on GPUs that have it"
     )
     device: str = Field(
-        default="auto", description="torch device; auto is cuda if there is one, else cpu"
+        default="auto",
+        description="torch device; auto is cuda if there is one, else cpu",
+        json_schema_extra=PACE,
     )
     do_sample: bool = Field(default=False, description="sample tokens instead of the likeliest")
     temperature: float = Field(
         default=1.0, gt=0, le=10, description="of sampling; needs do_sample [ratio]"
     )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="sample from the likeliest tokens that sum to this "
+        "(nucleus, Holtzman et al. 2020), 1 is all; needs do_sample [share]"
+    )  # fmt: skip
     num_beams: int = Field(default=1, ge=1, le=32, description="beam search width [beams]")
+    length_penalty: float = Field(
+        default=1.0, ge=-5, le=5, description="exponent of the length by which a beam's "
+        "log-probability is divided: more than 1 favours long ones; needs num_beams > 1"
+    )  # fmt: skip
     repetition_penalty: float = Field(
         default=1.0, ge=1.0, le=2.0, description="of tokens already written, 1 is none [ratio]"
     )
-    seed: int = Field(default=0, ge=0, description="seed of sampling, per batch of images")
+    seed: int = Field(default=0, ge=0, description="seed of sampling, for each image on its own")
 
     @model_validator(mode="after")
     def _runnable(self) -> TransformersConfig:
-        for name in self.prompts:
-            if not _PROMPT_ID.fullmatch(name):
-                raise ValueError(
-                    f"prompts: id {name!r} must be of lower-case letters, digits, - and _"
-                )
-        if not self.model.strip():
-            raise ValueError("model: empty; give a hub name or a folder")
-        if self.temperature != 1.0 and not self.do_sample:
-            raise ValueError("temperature has no effect without sampling; set do_sample: true")
+        for key in ("temperature", "top_p"):
+            if getattr(self, key) != 1.0 and not self.do_sample:
+                raise ValueError(f"{key} has no effect without sampling; set do_sample: true")
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError("do_sample samples one answer per image; set num_beams: 1")
+        if self.length_penalty != 1.0 and self.num_beams == 1:
+            raise ValueError("length_penalty has no effect without beams; set num_beams: 2 or more")
         if self.device != "auto" and not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", self.device):
             raise ValueError(f"device: got {self.device!r}, allowed: auto, cpu, mps, cuda, cuda:0")
         return self
 
 
-class TransformersCaptioner:
+@dataclass(frozen=True)
+class _Asked:
+    """The images of a batch that one prompt is put to, and what the model takes of them."""
+
+    prompt_id: str
+    requests: list[CaptionRequest]
+    batch: ImageBatch
+    inputs: dict[str, Any] | None  # None where preparing them failed: tried again one by one
+
+
+@dataclass
+class _Run:
+    """One call: what is asked of which model, and what came of it."""
+
+    model: VisionLanguageModel
+    answers: Answers
+    size: int  # images per batch; halves when memory runs out
+    failures: Failures
+    errors: list[Exception]
+
+
+class TransformersCaptioner(PromptedCaptioner):
     """Captioner over a Hugging Face model; see `Failure` for the closed list of errors.
 
     Creating one is cheap and checks what can be checked without loading: it raises `ConfigError`
     if torch, transformers or Pillow is missing, or if `model` names a folder that is not there.
     Weights are loaded at the first `caption`, once per process, and only the config is pickled.
-    """
 
-    name = "transformers"
+    `caption` raises `ConfigError` if the model cannot be loaded or takes no prompt, and the
+    model's own error if it fails on every one of several images and never answered for any other
+    of the part: that is a broken set-up, not a bad image.
+
+    An answer does not depend on the batch it was written in, sampled or not, up to the rounding of
+    the model's own sums: in float32 that changes nothing in practice, in bfloat16 it may flip a
+    choice between two nearly equal tokens. Batches follow the order of the requests.
+    """
 
     def __init__(self, config: TransformersConfig) -> None:
         check(config)
+        super().__init__(config.name, config)
         self.config = config
+        self._decoding = Decoding(**{f.name: getattr(config, f.name) for f in fields(Decoding)})
 
-    def caption(self, requests: Sequence[CaptionRequest]) -> list[CaptionResult]:
-        """Return up to `max_captions` distinct sentences per image, in order of the requests.
+    def _ask(self, requests: Sequence[CaptionRequest], answers: Answers) -> Failures:
+        config = self.config
+        model = load_model(config.model, config.dtype, config.device, config.revision)
+        run = _Run(model, answers, config.batch_size, {}, [])
+        # Images are decoded and laid out for the model while it writes about those before.
+        with ThreadPoolExecutor(1) as ahead:
+            end = min(run.size, len(requests))
+            coming = ahead.submit(self._prepare, run, requests[:end])
+            while coming is not None:
+                batch, coming = coming.result(), None
+                if end < len(requests):
+                    start, end = end, min(end + run.size, len(requests))
+                    coming = ahead.submit(self._prepare, run, requests[start:end])
+                for asked in batch:
+                    self._generate(run, asked)
+        several = len({uid for uid, _ in run.failures}) > 1
+        if run.errors and several and not any(map(answers.knows, self.questions.values())):
+            raise run.errors[0]
+        return run.failures
 
-        Prompts are answered in the config's order. An image is a failure only if no prompt gave a
-        caption, and then has the reason of the first prompt that failed. Raises `ConfigError` if
-        the model cannot be loaded or takes no prompt, and the model's own error if it fails on
-        every one of several images: that is a broken set-up, not a bad image.
-        """
-        model = load_model(self.config.model, self.config.dtype, self.config.device)
-        pictures = [_decode(request.image) for request in requests]
-        sound = [index for index, picture in enumerate(pictures) if picture is not None]
-        found: list[list[tuple[str, str]]] = [[] for _ in requests]
-        errors: list[Failure | None] = [
-            "decode_failed" if picture is None else None for picture in pictures
-        ]
-        for prompt_id, prompt in self.config.prompts.items():
-            answers = self._answers(model, prompt, requests, pictures, sound)
-            for index, answer in zip(sound, answers, strict=True):
-                texts, error = _captions(answer)
-                found[index] += [(text, prompt_id) for text in texts]
-                errors[index] = errors[index] or error
-        kept = [distinct(captions, self.config.max_captions) for captions in found]
-        return [
-            CaptionResult(captions, None if captions else error or "empty_output")
-            for captions, error in zip(kept, errors, strict=True)
-        ]
+    def _prepare(self, run: _Run, requests: Sequence[CaptionRequest]) -> list[_Asked]:
+        """Decode the images of a batch, and lay out what each prompt still lacks."""
+        pictures: dict[str, Any] = {}
+        for request in requests:
+            picture = _decode(request.image)
+            if picture is None:
+                failed = dict.fromkeys(((request.uid, p) for p in self.questions), "decode_failed")
+                run.failures.update(failed)
+            else:
+                pictures[request.uid] = picture
+        asked = []
+        for prompt_id, question in self.questions.items():
+            lacking = [
+                request
+                for request in requests
+                if request.uid in pictures and run.answers.get(request.uid, question) is None
+            ]
+            if lacking:
+                batch = self._batch(prompt_id, lacking, [pictures[r.uid] for r in lacking])
+                asked.append(_Asked(prompt_id, lacking, batch, _inputs(run.model, batch)))
+        return asked
 
-    def _answers(
-        self,
-        model: VisionLanguageModel,
-        prompt: str,
-        requests: Sequence[CaptionRequest],
-        pictures: Sequence[Any],
-        sound: Sequence[int],
-    ) -> list[Answer | Failure]:
-        failures: list[Exception] = []
-        decoding = Decoding(
-            **{field.name: getattr(self.config, field.name) for field in fields(Decoding)}
-        )
+    def _batch(
+        self, prompt_id: str, requests: Sequence[CaptionRequest], pictures: list[Any]
+    ) -> ImageBatch:
+        prompt = self.config.prompts[prompt_id]
+        seeds = [_seed(f"{self.config.seed}/{prompt}/{request.uid}") for request in requests]
+        return ImageBatch(pictures, prompt, seeds)
 
-        def run(indices: Sequence[int]) -> list[Answer]:
-            uids = ",".join(requests[index].uid for index in indices)
-            seed = _seed(f"{self.config.seed}/{prompt}/{uids}")
-            batch = ImageBatch([pictures[index] for index in indices], prompt, seed)
-            return model.generate(batch, decoding)
-
-        answers: list[Answer | Failure] = []
-        size = self.config.batch_size
-        start = 0
-        while start < len(sound):
-            chunk = sound[start : start + size]
+    def _generate(self, run: _Run, asked: _Asked) -> None:
+        """Answer one prompt for a batch: in pieces if memory runs out, singly for other errors."""
+        waiting = [asked]
+        while waiting:
+            piece = waiting.pop(0)
+            count = len(piece.requests)
+            if count > run.size:
+                waiting = _cut(piece, run.size) + waiting
+                continue
             try:
-                answers += run(chunk)
+                found = self._write(run, piece)
+            except ConfigError:
+                raise
             except Exception as error:
-                if isinstance(error, ConfigError):
-                    raise
                 memory = _out_of_memory(error)
-                if len(chunk) > 1:
-                    # Memory is short for the rest of the call too; another error is one image's.
-                    if memory:
-                        size = max(1, len(chunk) // 2)
-                        log.warning("out of memory: going on with batches of %d images", size)
-                        _release_memory()
-                        continue
-                    answers += [_one(run, index, failures) for index in chunk]
+                if count == 1:
+                    _record(run, piece, "out_of_memory" if memory else "model_failed", error)
+                elif memory:
+                    # Memory is short for the rest of the call too.
+                    run.size = count // 2
+                    log.warning("out of memory: going on with batches of %d images", run.size)
+                    waiting = _cut(piece, run.size) + waiting
                 else:
-                    answers.append(_failure(error, failures))
-            start += len(chunk)
-        if len(failures) == len(sound) > 1:
-            raise failures[0]
-        return answers
+                    waiting = _cut(piece, 1) + waiting
+            else:
+                for request, answer in zip(piece.requests, found, strict=True):
+                    run.answers.put(request.uid, self.questions[piece.prompt_id], answer)
+                continue
+            # Not while the error is handled: its traceback holds on to the memory.
+            if memory:
+                _release_memory()
+
+    def _write(self, run: _Run, piece: _Asked) -> list[Answer]:
+        inputs = run.model.prepare(piece.batch) if piece.inputs is None else piece.inputs
+        started = time.perf_counter()
+        try:
+            return run.model.generate(piece.batch, inputs, self._decoding)
+        finally:
+            run.answers.costs.busy_s += time.perf_counter() - started
+
+
+def _inputs(model: VisionLanguageModel, batch: ImageBatch) -> dict[str, Any] | None:
+    try:
+        return model.prepare(batch)
+    except ConfigError:
+        raise
+    except Exception as error:
+        log.warning("a batch could not be prepared as one: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _cut(asked: _Asked, size: int) -> list[_Asked]:
+    """Return a batch in pieces of at most `size` images, to be prepared anew."""
+    pieces = []
+    for start in range(0, len(asked.requests), size):
+        part, batch = slice(start, start + size), asked.batch
+        smaller = ImageBatch(batch.pictures[part], batch.prompt, batch.seeds[part])
+        pieces.append(_Asked(asked.prompt_id, asked.requests[part], smaller, None))
+    return pieces
+
+
+def _record(run: _Run, asked: _Asked, failure: Failure, error: Exception) -> None:
+    (request,) = asked.requests
+    log.warning("captioning %s failed: %s: %s", request.uid, type(error).__name__, error)
+    run.failures[request.uid, asked.prompt_id] = failure
+    if not run.errors:
+        run.errors.append(error.with_traceback(None))
 
 
 def check(config: TransformersConfig) -> None:
@@ -206,34 +287,6 @@ def check(config: TransformersConfig) -> None:
             f"captioner.model: folder {name} has no config.json; save the model and its processor "
             "there with save_pretrained"
         )
-
-
-def _captions(answer: Answer | Failure) -> tuple[list[str], Failure | None]:
-    if isinstance(answer, str):
-        return [], answer
-    fault = output_fault(answer.text)
-    if fault is not None:
-        return [], fault
-    sentences = split_sentences(answer.text, answer.finished)
-    return sentences, None if sentences else "degenerate"
-
-
-def _one(
-    run: Callable[[Sequence[int]], list[Answer]], index: int, failures: list[Exception]
-) -> Answer | Failure:
-    try:
-        return run([index])[0]
-    except Exception as error:
-        return _failure(error, failures)
-
-
-def _failure(error: Exception, failures: list[Exception]) -> Failure:
-    if _out_of_memory(error):
-        _release_memory()
-        return "out_of_memory"
-    log.warning("captioning one image failed: %s: %s", type(error).__name__, error)
-    failures.append(error)
-    return "model_failed"
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -13,6 +13,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.captioners.answers import Answer
+from pipeline.captioners.sampling import RowSampler
 from pipeline.settings import ConfigError
 
 if TYPE_CHECKING:
@@ -24,19 +26,11 @@ _LOADING = threading.Lock()
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """RGB pictures (PIL), the prompt for all of them, and the seed of sampling in [0, 2³²)."""
+    """RGB pictures (PIL), the prompt for all of them, and a seed of sampling for each."""
 
     pictures: list[Any]
     prompt: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model wrote, and whether it ended by itself rather than at the token limit."""
-
-    text: str
-    finished: bool
+    seeds: list[int]
 
 
 @dataclass(frozen=True)
@@ -46,37 +40,43 @@ class Decoding:
     max_new_tokens: int
     do_sample: bool
     temperature: float
+    top_p: float
     num_beams: int
+    length_penalty: float
     repetition_penalty: float
 
 
-def load_model(name: str, dtype: str, device: str) -> VisionLanguageModel:
+def load_model(
+    name: str, dtype: str, device: str, revision: str | None = None
+) -> VisionLanguageModel:
     """Return the model of this process, loading it if it is not the one loaded last.
 
     Raises `ConfigError` if `name` is not to be had or is no image-to-text model.
     """
     with _LOADING:
-        return _load(name, dtype, device)
+        return _load(name, dtype, device, revision)
 
 
 @functools.lru_cache(maxsize=1)
-def _load(name: str, dtype: str, device: str) -> VisionLanguageModel:
-    return VisionLanguageModel(name, dtype, device)
+def _load(name: str, dtype: str, device: str, revision: str | None) -> VisionLanguageModel:
+    return VisionLanguageModel(name, dtype, device, revision)
 
 
 class VisionLanguageModel:
     """A loaded model with its processor, in evaluation mode."""
 
-    def __init__(self, name: str, dtype: str, device: str) -> None:
+    def __init__(self, name: str, dtype: str, device: str, revision: str | None) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText
 
         self.device = torch.device(_device(device))
         self.dtype = _dtype(dtype, self.device)
         try:
-            config = AutoConfig.from_pretrained(name)
-            self.processor = _processor(name)
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=self.dtype)
+            config = AutoConfig.from_pretrained(name, revision=revision)
+            self.processor = _processor(name, revision)
+            model = AutoModelForImageTextToText.from_pretrained(
+                name, revision=revision, dtype=self.dtype
+            )
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"captioner.model: {name} cannot be loaded as an image-to-text model "
@@ -84,6 +84,8 @@ class VisionLanguageModel:
                 "written by save_pretrained of the model and its processor"
             ) from error
         self.name = name
+        # The tokenizer, in Rust, refuses two threads at once.
+        self._processing = threading.Lock()
         self.model: Any = model.eval().to(self.device)
         self.takes_prompt = config.model_type != "vision-encoder-decoder"
         self.chats = bool(getattr(self.processor, "chat_template", None))
@@ -96,99 +98,113 @@ class VisionLanguageModel:
         if self.model.generation_config.pad_token_id is None:
             self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
 
-    def generate(self, batch: ImageBatch, decoding: Decoding) -> list[Answer]:
-        """Return one answer per picture; raises whatever the model raises, such as OOM.
-
-        With `do_sample` the answers are a function of the seed and of the pictures of the batch.
-        """
-        import torch
-
+    def prepare(self, batch: ImageBatch) -> dict[str, Any]:
+        """Return what the model takes, on the CPU; may run while another batch is generated."""
         if batch.prompt and not self.takes_prompt:
             raise ConfigError(
                 f"captioner.prompts: {self.name} takes no prompt; set prompts: {{short: ''}}"
             )
-        inputs = self._inputs(batch)
-        arguments: dict[str, Any] = {
-            "max_new_tokens": decoding.max_new_tokens,
-            "do_sample": decoding.do_sample,
-            "num_beams": decoding.num_beams,
-            "repetition_penalty": decoding.repetition_penalty,
-        }
-        if decoding.do_sample:
-            arguments["temperature"] = decoding.temperature
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.inference_mode(), torch.random.fork_rng(devices):
-            torch.manual_seed(batch.seed)
-            output: torch.Tensor = self.model.generate(**inputs, **arguments)
-        return self._answers(output, inputs.get("input_ids"), batch.prompt)
-
-    def _inputs(self, batch: ImageBatch) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"images": batch.pictures, "return_tensors": "pt"}
+        text = batch.prompt
         if self.chats:
-            content = [{"type": "image"}, {"type": "text", "text": batch.prompt}]
+            content = [{"type": "image"}, {"type": "text", "text": text}]
             text = self.processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
-            encoded = self.processor(
-                images=[[picture] for picture in batch.pictures],
-                text=[text] * len(batch.pictures),
-                padding=True,
-                return_tensors="pt",
-            )
-        elif batch.prompt:
-            encoded = self.processor(
-                images=batch.pictures,
-                text=[batch.prompt] * len(batch.pictures),
-                padding=True,
-                return_tensors="pt",
-            )
-        else:
-            encoded = self.processor(images=batch.pictures, return_tensors="pt")
-        return {
+            arguments["images"] = [[picture] for picture in batch.pictures]
+        if text:
+            arguments |= {"text": [text] * len(batch.pictures), "padding": True}
+        with self._processing:
+            encoded = self.processor(**arguments)
+        return {n: value for n, value in encoded.items() if hasattr(value, "is_floating_point")}
+
+    def generate(
+        self, batch: ImageBatch, inputs: dict[str, Any], decoding: Decoding
+    ) -> list[Answer]:
+        """Return one answer per picture; raises whatever the model raises, such as OOM.
+
+        `inputs` is what `prepare` made of the batch. With `do_sample` an answer is a function of
+        its own seed and picture, as without.
+        """
+        import torch
+
+        placed = {
             name: value.to(self.device, self.dtype if value.is_floating_point() else None)
-            for name, value in encoded.items()
-            if hasattr(value, "is_floating_point")
+            for name, value in inputs.items()
         }
+        arguments: dict[str, Any] = {
+            "max_new_tokens": decoding.max_new_tokens,
+            "do_sample": False,
+            "num_beams": decoding.num_beams,
+            "repetition_penalty": decoding.repetition_penalty,
+        }
+        if decoding.num_beams > 1:
+            arguments["length_penalty"] = decoding.length_penalty
+        if decoding.do_sample:
+            sampler = RowSampler(batch.seeds, decoding.temperature, decoding.top_p)
+            arguments["logits_processor"] = [sampler]
+        with torch.inference_mode():
+            output: torch.Tensor = self.model.generate(**placed, **arguments)
+        return self._answers(output, placed.get("input_ids"), batch.prompt)
 
     def _answers(self, output: Any, prompt_ids: Any | None, prompt: str) -> list[Answer]:
         """Cut the prompt off, by tokens where they lead the output, by text where they do not."""
-        if prompt_ids is not None:
-            length = prompt_ids.shape[1]
-            if output.shape[1] >= length and bool((output[:, :length] == prompt_ids).all()):
-                output, prompt = output[:, length:], ""
-        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
-        ends = set(_as_list(self.model.generation_config.eos_token_id))
-        ends |= set(_as_list(self.tokenizer.eos_token_id)) | set(
-            _as_list(getattr(self.tokenizer, "sep_token_id", None))
-        )
-        return [
-            Answer(_without(text.strip(), prompt), bool(ends & set(row.tolist())))
-            for text, row in zip(texts, output, strict=True)
-        ]
+        lead = self._lead(output, prompt_ids)
+        # Where only a start token leads, a prompt that was given may still be in the text.
+        prompt = "" if lead > 1 else prompt
+        output = output[:, lead:]
+        with self._processing:
+            texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
+        settings, words = self.model.generation_config, self.tokenizer
+        ends = _tokens(settings.eos_token_id, words.eos_token_id, words.sep_token_id)
+        answers = []
+        for text, row in zip(texts, output.tolist(), strict=True):
+            length = next((n for n, token in enumerate(row, 1) if token in ends), None)
+            answers.append(
+                Answer(
+                    text=_without(text.strip(), prompt),
+                    finished=length is not None,
+                    tokens=len(row) if length is None else length,
+                )
+            )
+        return answers
+
+    def _lead(self, output: Any, prompt_ids: Any | None) -> int:
+        """Return how many tokens of every row were given to the model and not written by it."""
+        if prompt_ids is not None and output.shape[1] >= (length := prompt_ids.shape[1]):
+            if bool((output[:, :length] == prompt_ids).all()):
+                return int(length)
+            # BLIP puts a start token of its own first and takes the separator at the end away.
+            if length > 2 and bool((output[:, 1 : length - 1] == prompt_ids[:, 1:-1]).all()):
+                return int(length) - 1
+        settings, words = self.model.generation_config, self.tokenizer
+        starts = _tokens(settings.decoder_start_token_id, words.bos_token_id, words.cls_token_id)
+        return int({row[0] for row in output[:, :1].tolist() if row} <= starts)
 
 
 class _ImageAndText:
     """A processor for models that were saved with an image processor and a tokenizer only."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, revision: str | None) -> None:
         from transformers import AutoImageProcessor, AutoTokenizer
 
-        self.image_processor = AutoImageProcessor.from_pretrained(name)
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        self.image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
 
     def __call__(self, images: list[Any], return_tensors: str) -> Any:
         return self.image_processor(images, return_tensors=return_tensors)
 
 
-def _processor(name: str) -> Any:
+def _processor(name: str, revision: str | None) -> Any:
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(name)
+        processor = AutoProcessor.from_pretrained(name, revision=revision)
     except (OSError, ValueError):
-        return _ImageAndText(name)
+        return _ImageAndText(name, revision)
     # Without a processor class the tokenizer or the image processor alone comes back.
     whole = hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
-    return processor if whole else _ImageAndText(name)
+    return processor if whole else _ImageAndText(name, revision)
 
 
 def _device(device: str) -> str:
@@ -219,10 +235,12 @@ def _without(text: str, prompt: str) -> str:
     return text
 
 
-def _as_list(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+def _tokens(*values: int | list[int] | None) -> set[int]:
+    found: set[int] = set()
+    for value in values:
+        if value is not None:
+            found |= {value} if isinstance(value, int) else set(value)
+    return found
 
 
 def _first_line(error: Exception) -> str:

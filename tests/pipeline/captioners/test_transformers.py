@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from pipeline.captioners import vision_language
+from pipeline.captioners.answers import Answer
 from pipeline.captioners.request import CaptionRequest, CaptionResult
 from pipeline.captioners.transformers import TransformersCaptioner, TransformersConfig
-from pipeline.captioners.vision_language import Answer, load_model
+from pipeline.captioners.vision_language import load_model
 from pipeline.settings import ConfigError, build
 
 # pytest's importlib mode puts no test folder on the path.
@@ -67,7 +68,7 @@ def _stub(
     captioner = TransformersCaptioner(_config(folder, batch_size=4))
     model, sizes = load_model(str(folder), "auto", "cpu"), []
 
-    def generate(batch: Any, decoding: Any) -> Any:
+    def generate(batch: Any, inputs: Any, decoding: Any) -> Any:
         sizes.append(len(batch.pictures))
         return answer(batch)
 
@@ -197,8 +198,8 @@ def test_at_most_k_distinct_captions_in_prompt_order(
         text = "A dog." if short else " ".join(f"A {n} cat and one {n} bird." for n in names)
         return [Answer(text, True)] * len(batch.pictures)
 
-    captioner, _ = _stub(monkeypatch, folders["llava"], answer)
-    captioner.config = captioner.config.model_copy(update={"max_captions": 4})
+    _stub(monkeypatch, folders["llava"], answer)
+    captioner = TransformersCaptioner(_config(folders["llava"], max_captions=4))
     (result,) = captioner.caption(_requests(1))
     assert [prompt for _, prompt in result.captions] == ["short", "detail", "detail", "detail"]
 
