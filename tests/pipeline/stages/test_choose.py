@@ -140,18 +140,17 @@ IMAGE = st.builds(
 @given(
     parts=st.lists(st.lists(IMAGE, max_size=6), min_size=1, max_size=3),
     least=st.integers(0, 2),
-    min_quality=st.sampled_from([None, 0.5]),
-    min_cosine=st.sampled_from([None, 0.5]),
+    limits=st.tuples(st.sampled_from([None, 0.5]), st.sampled_from([None, 0.5])),
     top=st.sampled_from([None, 0.25, 0.5, 1.0]),
 )
 def test_choose_is_the_plain_reference(
     tmp_path_factory: pytest.TempPathFactory,
     parts: list[list[Image]],
     least: int,
-    min_quality: float | None,
-    min_cosine: float | None,
+    limits: tuple[float | None, float | None],
     top: float | None,
 ) -> None:
+    min_quality, min_cosine = limits
     run = Directory(tmp_path_factory.getbasetemp() / "choose")
     images = [image for part in parts for image in part]
     captions = [caption for image in images for caption in image.captions]
