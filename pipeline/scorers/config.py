@@ -130,8 +130,8 @@ AgreementConfig = Annotated[
 class QualityConfig(Settings):
     """`quality`: weighted geometric mean of the other scores, so that one near zero shows.
 
-    The defaults are measured: docs/decisions.md, "Caption scores". A weight of 0 leaves a score out. A score that was not computed is left out and the other
-    weights are renormalised.
+    The defaults are measured: docs/decisions.md, "Caption scores". A weight of 0 leaves a score
+    out. A score that was not computed is left out and the other weights are renormalised.
     """
 
     wording: float = Field(

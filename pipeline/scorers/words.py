@@ -28,6 +28,12 @@ MAX_CHARACTERS: Final = 4000
 #: Longer runs without a space are no words; spaCy's tokenizer is quadratic in their length.
 _LONG_CHUNK: Final = re.compile(r"\S{49,}")
 
+#: Lone surrogates, which spaCy does not take for text, controls, zero-width spaces and marks of
+#: direction and byte order: no part of a word.
+_UNSEEN: Final = re.compile(
+    "[\ud800-\udfff\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+)
+
 _TRAINED: Final = ("en_core_web_trf", "en_core_web_lg", "en_core_web_md", "en_core_web_sm")
 _FROM_SPACY: Final[dict[str, Tag]] = {
     "NOUN": "noun",
@@ -105,8 +111,9 @@ def language_pipeline() -> tuple[Literal["trained", "blank"], Any]:
 
 
 def _readable(text: str) -> str:
-    """Cut a text to its bound and blank out what is too long to be a word, offsets kept."""
-    return _LONG_CHUNK.sub(lambda chunk: " " * len(chunk[0]), text[:MAX_CHARACTERS])
+    """Cut a text to its bound and blank out what cannot be a word, offsets kept."""
+    seen = _UNSEEN.sub(" ", text[:MAX_CHARACTERS])
+    return _LONG_CHUNK.sub(lambda chunk: " " * len(chunk[0]), seen)
 
 
 def _tag_tokens(doc: Any) -> list[Word]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -9,8 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spacy.tokens import Doc
 
+from pipeline.captioners.annotations import AnnotationsCaptioner, AnnotationsConfig
+from pipeline.captioners.request import CaptionRequest
+from pipeline.captioners.scene_graph import parse
 from pipeline.scorers import words
 from pipeline.scorers.words import MAX_CHARACTERS, spans
+from pipeline.sources.scenes.config import ScenesConfig
+from pipeline.sources.scenes.world import scene
 
 CASES = [
     (
@@ -31,6 +37,8 @@ CASES = [
     ("red- dog- -cat--bird", ["dog", "cat", "bird"], ["red"]),
     ("", [], []),
     ("IMG_1234.jpg 12/03", None, []),
+    ("\ud800 red\u200bdog\x00ball\ufeff", ["dog", "ball"], ["red"]),
+    ("ein Café in İstanbul, 👩\u200d👧 red dogs", None, ["red"]),
 ]
 
 
@@ -49,6 +57,7 @@ def test_spans_name_things_and_attributes(
 @given(
     st.one_of(
         st.text(max_size=200),
+        st.text(st.characters(), max_size=80),  # lone surrogates too
         st.lists(
             st.sampled_from(
                 [
@@ -85,6 +94,21 @@ def test_spans_are_sorted_disjoint_and_tight(text: str) -> None:
     assert all(a[1] <= b[0] for a, b in pairwise(joined))
     assert nouns == sorted(nouns)
     assert attributes == sorted(attributes)
+
+
+def test_generated_captions_have_the_spans_of_their_truth() -> None:
+    for index in range(40):
+        annotations = scene(ScenesConfig(), "train", index).annotations()
+        graph = parse(annotations)
+        captioner = AnnotationsCaptioner(AnnotationsConfig())
+        (result,) = captioner.caption([CaptionRequest(f"{index}", b"", annotations)])
+        names = {word for thing in graph.things for word in thing.category.split()}
+        looks = {word for thing in graph.things for word in thing.attributes}
+        for text, _ in result.captions:
+            nouns, attributes = ([text[a:b].lower() for a, b in part] for part in spans(text))
+            words = set(re.findall(r"[a-z]+", text.lower()))
+            assert words & names <= set(nouns), text
+            assert words & looks <= set(attributes), text
 
 
 def test_long_texts_are_read_up_to_the_bound() -> None:
