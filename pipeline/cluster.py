@@ -5,12 +5,26 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from pipeline.settings import ConfigError, Settings
+from pipeline.workers import guarded
+
+
+class AdaptiveConfig(Settings):
+    """How many SLURM jobs run, by how much there is to do."""
+
+    minimum: int = Field(0, ge=0, description="jobs kept while the run lasts")
+    maximum: int = Field(ge=1, description="jobs at most")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AdaptiveConfig:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum ({self.minimum}) exceeds maximum ({self.maximum})")
+        return self
 
 
 class ClusterConfig(Settings):
@@ -20,13 +34,20 @@ class ClusterConfig(Settings):
         None, ge=1, description="worker processes of the embedded cluster; null: one per core"
     )
     worker_resources: dict[str, float] = Field(
-        {}, description="resources each embedded worker offers, such as {GPU: 1}"
+        {}, description="resources each embedded or SLURM worker offers, such as {GPU: 1}"
     )
     address: str | None = Field(
-        None, description="an existing scheduler, tcp://host:port; its workers need this package"
+        None,
+        description="an existing scheduler, tcp://host:port or tls://host:port; its workers need "
+        "this package and one thread each (`dask worker ADDRESS --nthreads 1`)",
     )
     slurm: dict[str, Any] | None = Field(
-        None, description="arguments of dask_jobqueue.SLURMCluster, plus `jobs`: how many to start"
+        None,
+        description="arguments of dask_jobqueue.SLURMCluster (queue, account, cores, memory, "
+        "walltime, job_extra_directives, …), plus `jobs`: how many to start, 1 if not said",
+    )
+    adaptive: AdaptiveConfig | None = Field(
+        None, description="start and end SLURM jobs as work comes and goes; null: always `jobs`"
     )
     dashboard: str | None = Field(
         "127.0.0.1:0", description="address of the Dask dashboard; port 0 picks one; null: none"
@@ -35,65 +56,107 @@ class ClusterConfig(Settings):
 
     @model_validator(mode="after")
     def _one_cluster(self) -> ClusterConfig:
-        if self.address and self.slurm:
+        if self.address and self.slurm is not None:
             raise ValueError("address and slurm exclude each other; set one of them to null")
+        if self.adaptive and self.slurm is None:
+            raise ValueError("adaptive starts and ends SLURM jobs; set slurm, or leave it out")
+        if self.adaptive and self.slurm is not None and "jobs" in self.slurm:
+            raise ValueError("slurm.jobs is a fixed number and adaptive a range; set one of them")
+        if self.address and self.worker_resources:
+            raise ValueError(
+                "worker_resources: workers at `address` are started elsewhere; give it to them "
+                "there (dask worker --resources GPU=1)"
+            )
         return self
 
 
 @contextmanager
 def connect(config: ClusterConfig, scratch: str | None) -> Iterator[Any]:
-    """Yield a `distributed.Client`; an embedded cluster ends with the context.
+    """Yield a `distributed.Client`; a cluster that was started for it ends with the context.
 
     `scratch` is a local folder for Dask's spill files. Workers have one thread each: img2dataset
     redirects a process's stdout while it resizes, so two downloads cannot share a process.
-    Raises `ConfigError` if the scheduler does not answer or an extra is missing.
+    Workers may join and leave at any time; one that would write other bytes is refused.
+    Raises `ConfigError` if the scheduler does not answer, its workers cannot do this run's work,
+    or an extra is missing.
     """
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     # Errors of tasks reach the driver and `events.jsonl`; what Dask itself logs while workers come
     # and go would only bury the progress lines.
     settings: dict[str, Any] = {"logging": {"distributed": "critical"}}
     if scratch is not None:
         settings["temporary-directory"] = scratch
-    with dask.config.set(settings):
+    with dask.config.set(settings), ExitStack() as stack:
         if config.address:
-            try:
-                client = Client(config.address, timeout="20s", set_as_default=False)
-            except (OSError, TimeoutError, ValueError) as error:
-                raise ConfigError(
-                    f"cluster.address: no scheduler answers at {config.address} ({error})"
-                ) from error
-            with client:
-                yield client
-        elif config.slurm is not None:
-            with _slurm(config) as cluster, Client(cluster, set_as_default=False) as client:
-                yield client
+            client = stack.enter_context(_existing(config.address))
+            stack.enter_context(guarded(client))
         else:
-            cluster = LocalCluster(
-                n_workers=config.workers or os.cpu_count() or 1,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                # The scheduler always serves a health page; without a dashboard on any port.
-                dashboard_address=config.dashboard or "127.0.0.1:0",
-                scheduler_kwargs={"dashboard": config.dashboard is not None},
-                resources=config.worker_resources or None,
-                silence_logs=logging.CRITICAL,
-            )
-            with cluster, Client(cluster, set_as_default=False) as client:
-                yield client
+            start = slurm_cluster if config.slurm is not None else _local_cluster
+            cluster = stack.enter_context(start(config))
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+            if config.slurm is not None:
+                stack.enter_context(guarded(client))
+        yield client
 
 
-def _slurm(config: ClusterConfig) -> Any:
+def _existing(address: str) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout="10s", set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConfigError(
+            f"cluster.address: no scheduler answers at {address} ({error})"
+        ) from error
+
+
+def _local_cluster(config: ClusterConfig) -> Any:
+    from distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=config.workers or os.cpu_count() or 1,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        # The scheduler always serves a health page; without a dashboard on any port.
+        dashboard_address=config.dashboard or "127.0.0.1:0",
+        scheduler_kwargs={"dashboard": config.dashboard is not None},
+        resources=config.worker_resources or None,
+        silence_logs=logging.CRITICAL,
+    )
+
+
+def slurm_cluster(config: ClusterConfig) -> Any:
+    """Return a `dask_jobqueue.SLURMCluster` whose jobs are submitted, or will be as needed.
+
+    Raises `ConfigError` if dask-jobqueue is missing, or refuses the arguments.
+    """
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
         raise ConfigError("cluster.slurm needs an extra: pip install 'tcjepa[slurm]'") from error
     arguments = dict(config.slurm or {})
-    jobs = int(arguments.pop("jobs", 1))
+    jobs = arguments.pop("jobs", 1)
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise ConfigError(f"cluster.slurm.jobs: got {jobs!r}; it must be a whole number from 1 on")
     # One thread per worker process, whatever cores a job has; see `connect`.
-    arguments.setdefault("processes", int(arguments.get("cores", 1)))
-    cluster = SLURMCluster(**arguments)
-    cluster.scale(jobs=jobs)
+    arguments["processes"] = arguments.get("processes", arguments.get("cores", 1))
+    if config.worker_resources:
+        offered = " ".join(f"{name}={count:g}" for name, count in config.worker_resources.items())
+        extra = list(arguments.get("worker_extra_args", []))
+        arguments["worker_extra_args"] = [*extra, "--resources", f'"{offered}"']
+    scheduler = {
+        "dashboard_address": config.dashboard or ":0",
+        **arguments.pop("scheduler_options", {}),
+    }
+    try:
+        cluster = SLURMCluster(**arguments, scheduler_options=scheduler)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"cluster.slurm: {error}") from error
+    if config.adaptive:
+        cluster.adapt(minimum_jobs=config.adaptive.minimum, maximum_jobs=config.adaptive.maximum)
+    else:
+        cluster.scale(jobs=jobs)
     return cluster
