@@ -62,7 +62,7 @@ class Answer:
 class Costs:
     """What answers cost: how many were new or known, tokens, further tries, and time.
 
-    `busy_s` is the time in which a model on this machine generated [s].
+    `busy_s` is the time in which a model on this machine generated, `gpu_s` on its GPU [s].
     """
 
     asked: int = 0
@@ -71,6 +71,7 @@ class Costs:
     tokens: int = 0
     prompt_tokens: int = 0
     busy_s: float = 0.0
+    gpu_s: float = 0.0
 
 
 def question(settings: dict[str, Any]) -> str:

@@ -107,10 +107,9 @@ class PromptedCaptioner(ABC):
                 errors.append(failures[uid, prompt_id])
                 continue
             sentences, fault = usable_sentences(answer.text, answer.finished)
-            fault = answer.fault or fault
-            if fault is None:
-                found += [(sentence, prompt_id) for sentence in sentences]
+            if error := answer.fault or fault:
+                errors.append(error)
             else:
-                errors.append(fault)
+                found += [(sentence, prompt_id) for sentence in sentences]
         captions = distinct(found, self._limit)
         return CaptionResult(captions, None if captions else errors[0])

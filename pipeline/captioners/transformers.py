@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -151,14 +151,15 @@ class TransformersCaptioner(PromptedCaptioner):
         run = _Run(model, answers, config.batch_size, {}, [])
         # Images are decoded and laid out for the model while it writes about those before.
         with ThreadPoolExecutor(1) as ahead:
-            end = min(run.size, len(requests))
-            coming = ahead.submit(self._prepare, run, requests[:end])
-            while coming is not None:
-                batch, coming = coming.result(), None
-                if end < len(requests):
-                    start, end = end, min(end + run.size, len(requests))
+            coming: Future[list[_Asked]] | None = None
+            start = 0
+            while coming is not None or start < len(requests):
+                ready = coming
+                coming, end = None, start + run.size
+                if start < len(requests):
                     coming = ahead.submit(self._prepare, run, requests[start:end])
-                for asked in batch:
+                    start = end
+                for asked in ready.result() if ready is not None else ():
                     self._generate(run, asked)
         several = len({uid for uid, _ in run.failures}) > 1
         if run.errors and several and not any(map(answers.knows, self.questions.values())):
@@ -232,7 +233,9 @@ class TransformersCaptioner(PromptedCaptioner):
         try:
             return run.model.generate(piece.batch, inputs, self._decoding)
         finally:
-            run.answers.costs.busy_s += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            run.answers.costs.busy_s += seconds
+            run.answers.costs.gpu_s += seconds if run.model.device.type == "cuda" else 0.0
 
 
 def _inputs(model: VisionLanguageModel, batch: ImageBatch) -> dict[str, Any] | None:
