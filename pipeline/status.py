@@ -8,7 +8,7 @@ from pipeline.funnel import format_funnel
 from pipeline.report.activity import seconds_left
 from pipeline.report.examples import Example, read_examples
 from pipeline.report.fates import Fates
-from pipeline.report.meanings import is_takedown, meaning
+from pipeline.report.meanings import meaning
 from pipeline.report.measures import number
 from pipeline.report.picks import ALT_TEXT, DROPPED, FAILED, WRITTEN, Picks
 from pipeline.report.sections import duration
@@ -57,7 +57,7 @@ def describe_run(url: str, examples: bool = True) -> str:
         *_funnel(state, fates),
     ]
     if examples:
-        found = read_examples(tables, fates.picks, state.config)
+        found = read_examples(tables, fates, state.config)
         for kind, title in _TITLES.items():
             for (own, reason), group in sorted(found.items()):
                 if own == kind:
@@ -93,7 +93,7 @@ def _progress(state: RunState, fates: Fates) -> list[str]:
     lines.append(f"  {'shards':<10}{written:>7,} written")
     if state.finished:
         return lines
-    left = {stage for stage, count in fates.waiting.items() if count}
+    left = {stage for stage, n in fates.waiting.items() if n} if not fates.complete else set()
     waiting |= {step: int(bool(left & before)) for step, before in _STEPS.items()}
     seconds = seconds_left(state.activity, waiting)
     if seconds is not None:
@@ -132,8 +132,6 @@ def _funnel(state: RunState, fates: Fates) -> list[str]:
 def _group(title: str, kind: str, reason: str, examples: list[Example]) -> list[str]:
     text = meaning(reason)
     lines = [f"{title}, {reason}" + (f": {text}" if text else "")]
-    if is_takedown(reason):  # its owner wants it gone, not shown
-        return [*lines, *(f"  row {example.row}" for example in examples)]
     return [*lines, *(_line(kind, example) for example in examples)]
 
 
@@ -146,7 +144,7 @@ def _line(kind: str, example: Example) -> str:
     if kind != FAILED and example.captions:
         facts.append(f"“{visible(example.captions[0].text, _TEXT)}”")
     facts.append(visible(without_secrets(example.url), _URL))
-    return "  " + "  ".join(facts)
+    return "  " + "  ".join(facts).rstrip()
 
 
 __all__ = ["describe_run"]

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.report.fates import Fates
+from pipeline.report.meanings import is_takedown
 from pipeline.report.measures import (
     CAPTION,
     IMAGE,
@@ -19,7 +21,7 @@ from pipeline.report.measures import (
     number,
 )
 from pipeline.report.parts import PartTables
-from pipeline.report.picks import ALT_TEXT, DROPPED, FAILED, KEPT, WRITTEN, Pick, Picks
+from pipeline.report.picks import ALT_TEXT, DROPPED, FAILED, KEPT, WRITTEN, Pick
 from pipeline.schema import ALT_TEXT as ALT_SOURCE
 from pipeline.schema import SCORES
 
@@ -47,19 +49,23 @@ class Example:
     """
 
     row: int
-    uid: str | None
-    url: str
-    captions: tuple[ExampleCaption, ...]
-    finding: str
-    image: pa.Table | None
+    uid: str | None = None
+    url: str = ""
+    captions: tuple[ExampleCaption, ...] = ()
+    finding: str = ""
+    image: pa.Table | None = None
     copy_of: str | None = None
     original: pa.Table | None = None
 
 
 def read_examples(
-    tables: list[PartTables], picks: Picks, config: dict[str, Any]
+    tables: list[PartTables], fates: Fates, config: dict[str, Any]
 ) -> dict[_GROUP, list[Example]]:
-    """Return the examples of every group, in the order of their hashes; reads only their parts."""
+    """Return the examples of every group, in the order of their hashes; reads only their parts.
+
+    Of what was taken down, and of its copies, nothing is given but the row.
+    """
+    picks = fates.picks
     found: dict[_GROUP, list[tuple[Pick, Example]]] = {}
     for part in tables:
         for group, pick, example in _examples_of(part, picks.of_part(part.part.name), config):
@@ -69,7 +75,9 @@ def read_examples(
     originals = _images(tables, copies)
     return {
         group: [
-            replace(example, original=originals.get(example.copy_of or ""))
+            Example(example.row)
+            if is_takedown(group[1]) or {example.uid, example.copy_of} & fates.taken_down
+            else replace(example, original=originals.get(example.copy_of or ""))
             for _, example in sorted(pairs, key=lambda pair: pair[0])
         ]
         for group, pairs in found.items()

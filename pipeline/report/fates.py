@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.funnel import FunnelCount
 from pipeline.part import Part
+from pipeline.report.meanings import is_takedown
 from pipeline.report.parts import PartTables, by_reason, flattened
 from pipeline.report.picks import ALT_TEXT, DROPPED, FAILED, KEPT, WRITTEN, Picks
 from pipeline.schema import ALT_TEXT as ALT_SOURCE
@@ -24,18 +25,23 @@ _VERDICTS = ["row", "uid", "reason", "caption_reasons"]
 class Fates:
     """Counts and picks; memory does not grow with rows.
 
-    `waiting` counts rows by the stage that has still to judge them; it is empty once a run is
-    finished, and `count` is the manifest's funnel then.
+    `waiting` counts rows by the stage that has still to judge them. The steps over all parts move
+    captions between parts, so their verdicts count once every part has them: until then the
+    funnel is that of the step before.
     """
 
     picks: Picks
-    count: FunnelCount = field(default_factory=FunnelCount)
+    final: FunnelCount = field(default_factory=FunnelCount)
+    selected: FunnelCount = field(default_factory=FunnelCount)
     waiting: Counter[str] = field(default_factory=Counter)
+    complete: bool = True  # every part has been through `choose`
     done: Counter[str] = field(default_factory=Counter)  # parts whose table is there, by stage
+    taken_down: set[str] = field(default_factory=set)  # uids of images that must not be shown
 
     def add_failed_part(self, part: Part) -> None:
         """Count a part that failed as a whole."""
-        self.count.add_failed_part(part.rows)
+        self.final.add_failed_part(part.rows)
+        self.selected.add_failed_part(part.rows)
 
     def add(self, tables: PartTables) -> None:
         """Count a part as far as its tables tell."""
@@ -44,56 +50,60 @@ class Fates:
             self.done[stage] += tables.read(stage, []) is not None
         outcome = tables.read("download", ["row", "reason"])
         if outcome is None:
-            self.count.rows += part.rows
+            self.complete = False
+            self.selected.rows += part.rows
             self.waiting["download"] += part.rows
             return
         self.done["download"] += 1
         self._pick_rows(FAILED, part.name, outcome)
+        self.selected.add_fetched(outcome["reason"])
         selected = tables.read("select", _VERDICTS)
         if selected is None:
-            self.count.add_fetched(outcome["reason"])
+            self.complete = False
             self.waiting["select"] += outcome["reason"].null_count
             return
         self._pick_rows(DROPPED, part.name, selected)
         self._pick_alt_texts(part.name, selected)
+        self.selected.add_selected(tables.run, part.name)
+        self.waiting["choose"] += selected["reason"].null_count
+        self._add_chosen(tables, selected)
+
+    def _add_chosen(self, tables: PartTables, selected: pa.Table) -> None:
+        name = tables.part.name
         scored = tables.read("score", ["row", "captions"])
         self.done["score"] += scored is not None
         chosen = tables.read("choose", _VERDICTS)
-        if scored is None or chosen is None:
-            self.count.add_fetched(outcome["reason"])
-            self.count.add_selected(tables.run, part.name)
-            self.waiting["choose"] += selected["reason"].null_count
-            return
-        self.count.add_part(tables.run, part.name)
-        self._pick_rows(DROPPED, part.name, chosen, kept=True)
-        self._pick_scored(part.name, chosen, scored)
         written = tables.read("recaption", ["uid"])
-        if written is not None:
-            self._pick_unneeded(part.name, written["uid"], selected, chosen)
+        if scored is None or chosen is None or written is None:
+            self.complete = False
+            return
+        if self.complete:
+            self.final.add_part(tables.run, name)
+        self._pick_rows(DROPPED, name, chosen, kept=True)
+        self._pick_scored(name, chosen, scored)
+        self._pick_unneeded(name, written["uid"], selected, chosen)
 
     def funnel(self) -> dict[str, Any]:
         """Return the funnel so far, of the manifest's shape, with `waiting` rows by stage.
 
         Raises `AssertionError` unless every row is failed, dropped, kept or waiting.
         """
-        if not self.waiting:
-            return {**self.count.result(), "waiting": {}}
-        count = self.count
+        if self.complete:
+            return {**self.final.result(), "waiting": {}}
+        count = self.selected
         failed: dict[str, dict[str, int]] = {"transient": {}, "permanent": {}, "policy": {}}
         for reason, n in sorted(count.failed.items()):
             failed[FAILURES[reason][0]][reason] = n
-        # What `select` kept counts as kept until `choose` has judged it too.
-        kept = count.dropped["kept"] - self.waiting["choose"]
         dropped = _reasons(count.dropped)
-        judged = kept + sum(dropped.values()) + self.waiting["select"] + self.waiting["choose"]
-        assert count.fetched == judged, f"images are missing: {count} {self.waiting}"
+        unjudged = self.waiting["select"] + self.waiting["choose"]
+        assert count.fetched == sum(dropped.values()) + unjudged, f"images are missing: {self}"
         known = count.fetched + sum(count.failed.values()) + self.waiting["download"]
-        assert count.rows == known, f"rows are missing: {count} {self.waiting}"
+        assert count.rows == known, f"rows are missing: {self}"
         return {
             "rows": count.rows,
             "fetched": count.fetched,
             "failed": failed,
-            "kept": kept,
+            "kept": 0,
             "dropped": dropped,
             "captions": _captions(count.alt_texts, "alt_texts"),
             "new_captions": _captions(count.written, "written"),
@@ -103,6 +113,8 @@ class Fates:
     def _pick_rows(self, kind: str, part: str, table: pa.Table, kept: bool = False) -> None:
         rows = np.asarray(table["row"].to_numpy(), dtype=np.int64)
         for reason, places in by_reason(table["reason"]):
+            if reason is not None and is_takedown(reason) and kind == DROPPED:
+                self.taken_down.update(table["uid"].take(pa.array(places)).to_pylist())
             if reason is not None:
                 self.picks.offer((kind, reason), part, rows[places])
             elif kept:

@@ -12,7 +12,7 @@ from pipeline.report import sections
 from pipeline.report.activity import Activity
 from pipeline.report.examples import Example, read_examples
 from pipeline.report.fates import Fates
-from pipeline.report.meanings import is_takedown, meaning
+from pipeline.report.meanings import meaning
 from pipeline.report.measures import number
 from pipeline.report.picks import ALT_TEXT, DROPPED, FAILED, KEPT, WRITTEN, Picks
 from pipeline.report.state import RunState, read_state
@@ -75,7 +75,7 @@ def build_report(run: Directory, config: PipelineConfig | None = None) -> str:
     for listed in state.parts:
         if listed.name in state.failed_parts:
             survey.fates.add_failed_part(listed)
-    examples = read_examples(tables, survey.fates.picks, state.config)
+    examples = read_examples(tables, survey.fates, state.config)
     return _render(state, survey, examples)
 
 
@@ -202,26 +202,24 @@ def _cards(
     examples: dict[tuple[str, str], list[Example]],
     thumbnails: Thumbnails | None,
 ) -> list[Card]:
-    hidden = is_takedown(reason)  # only that there was something: its owner wants it gone
-    image = None if hidden else thumbnails
     cards = []
     for example in examples.get((kind, reason), []):
-        captions = [] if hidden else list(example.captions)
+        captions = list(example.captions)
         # The best first: what the shards' .txt members hold.
         captions.sort(key=lambda caption: -caption.scores.get("quality", 0.0))
         shown = captions[:_CAPTIONS_SHOWN]
         cards.append(
             Card(
-                uri=image.uri(example.image) if image else None,
+                uri=thumbnails.uri(example.image) if thumbnails else None,
                 alternative=visible(captions[0].text, 120) if captions else "no caption",
                 captions=[
                     (visible(c.text), visible(c.source, 60), *_scores(c.scores)) for c in shown
                 ],
                 more=len(captions) - len(shown),
                 finding=example.finding,
-                url="" if hidden else visible(without_secrets(example.url), 160),
+                url=visible(without_secrets(example.url), 160),
                 copy_of=example.copy_of or "",
-                original=image.uri(example.original) if image and example.original else None,
+                original=thumbnails.uri(example.original) if thumbnails else None,
             )
         )
     return cards

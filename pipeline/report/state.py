@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -127,9 +127,9 @@ def _marks(state: RunState, sound: list[Part]) -> Mark | None:
 
     try:
         data = OmegaConf.to_container(OmegaConf.create(state.config_text), resolve=True)
-        config = build(PipelineConfig, data if isinstance(data, dict) else {})
+        config = build(PipelineConfig, cast(dict[str, Any], data))
         marks = Fingerprints(config, sound)
-        by_part = {"download": marks.download, "filter": marks.filter}
+        by_part = {"download": marks.download, "filter": marks.filter, "embed": marks.embed}
         by_part |= {"recaption": marks.recaption, "score": marks.score}
     except (ConfigError, OmegaConfBaseException, yaml.YAMLError):
         return None

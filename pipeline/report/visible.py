@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from typing import Final
-from urllib.parse import urlsplit
 
 #: Characters shown of a caption or URL; the longest real captions worth reading fit.
 TEXT_LIMIT: Final = 240
@@ -46,12 +45,4 @@ def without_secrets(text: str) -> str:
     return _USER_INFO.sub("…@", text)
 
 
-def host_of(url: str) -> str | None:
-    """Return the lower-case host of a URL; None if it names none."""
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-__all__ = ["TEXT_LIMIT", "host_of", "visible", "without_secrets"]
+__all__ = ["TEXT_LIMIT", "visible", "without_secrets"]
