@@ -121,10 +121,24 @@ class _Spectra:
             1 / np.sqrt(np.maximum(values, 0) + ridge * max(float(values.mean()), 1e-12))
             for values, ridge in zip((self.x_values, self.y_values), ridges, strict=True)
         )
-        left, _, right = np.linalg.svd(self.cross * np.outer(x_scale, y_scale), full_matrices=False)
+        left, right = _singular_vectors(self.cross * np.outer(x_scale, y_scale))
         r = min(config.components, left.shape[1])
         A = self.unit[:, None] * (self.x_vectors @ (x_scale[:, None] * left[:, :r]))
         return A, self.y_vectors @ (y_scale[:, None] * right[:r].T)
+
+
+def _singular_vectors(matrix: Doubles) -> tuple[Doubles, Doubles]:
+    """Return left (F, k) and right (k, T) singular vectors, in the order of singular values."""
+    try:
+        left, _, right = np.linalg.svd(matrix, full_matrices=False)
+    except np.linalg.LinAlgError:
+        # LAPACK's divide and conquer gives up on some matrices of low rank, which few captions
+        # make; squared, they lose digits that only directions of no correlation have.
+        values, vectors = np.linalg.eigh(matrix.T @ matrix)
+        right = vectors[:, ::-1].T
+        lengths = np.sqrt(np.maximum(values[::-1], 1e-24))
+        left = matrix @ right.T / lengths
+    return left, right
 
 
 def _held_out(held: _Moments, A: Doubles, B: Doubles) -> tuple[Doubles, Doubles, Doubles]:

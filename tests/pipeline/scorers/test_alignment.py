@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from pipeline.scorers import alignment_fit
 from pipeline.scorers.alignment import LinearAlignment, score
 from pipeline.scorers.alignment_fit import fit
 from pipeline.scorers.alignment_images import WIDTH, image_features
@@ -171,3 +172,18 @@ def test_text_features_tie_attributes_to_their_nouns() -> None:
     assert (one[512:] != other[512:]).any()
     np.testing.assert_array_equal(one, plural)
     assert not empty.any()
+
+
+def test_directions_are_found_where_lapack_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.RandomState(0)
+    matrix = draw.normal(size=(40, 3)) @ draw.normal(size=(3, 20))
+    left, right = alignment_fit._singular_vectors(matrix)
+
+    def fails(*_: object, **__: object) -> None:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", fails)
+    other_left, other_right = alignment_fit._singular_vectors(matrix)
+    assert other_left.shape == left.shape
+    for one, other in ((left.T, other_left.T), (right, other_right)):
+        np.testing.assert_allclose(np.abs((one[:3] * other[:3]).sum(1)), 1.0, atol=1e-6)
