@@ -115,7 +115,7 @@ class CaptionFilterConfig(Settings):
         default=1000, ge=1, description="characters, at most; longer ones are pages (ours)"
     )
     min_english: float | None = Field(
-        default=0.25,
+        default=0.2,
         ge=0,
         le=1,
         description="probability of English, at least (DataComp basic: English; the number is "

@@ -59,7 +59,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         _OFF,
         {
             "image": {"min_side": 200, "max_aspect": 3.0},
-            "caption": {"min_words": 3, "min_characters": 6, "min_english": 0.25},
+            "caption": {"min_words": 3, "min_characters": 6, "min_english": 0.2},
             "on_bad_caption": "drop_image",
         },
     ),
@@ -68,7 +68,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "laion": merged(
         _OFF,
         {
-            "caption": {"min_characters": 5, "min_english": 0.25},
+            "caption": {"min_characters": 5, "min_english": 0.2},
             "scores": {"min_cosine": 0.28},
             "on_bad_caption": "drop_image",
         },

@@ -55,7 +55,7 @@ def _measure(text: str) -> CaptionMeasures:
     found = language.detector().detect(head)
     return CaptionMeasures(
         characters=len(text),
-        words=len(words) if len(text) == len(head) else len(text.split()),
+        words=_count_words(text),
         language=found.code,
         language_score=found.score,
         english_score=found.english_score,
@@ -69,6 +69,13 @@ def _measure(text: str) -> CaptionMeasures:
         keyword_share=keyword_share(head),
         caption_key=caption_key(text),
     )
+
+
+def _count_words(text: str) -> int:
+    """Return the number of words; two characters of a script without spaces count as one."""
+    if not text.isascii():
+        text = _UNSPACED.sub(lambda run: " w" * ((len(run[0]) + 1) // 2) + " ", text)
+    return len(text.split())
 
 
 def normalise(text: str) -> str:
@@ -96,20 +103,29 @@ _BROKEN = re.compile(
     "[\ufffd\ud800-\udfff\ue000-\uf8ff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
     "|Ã[\xa0-\xbf\u2018-\u203a€]|â€[\u0080-\u203a™œ]|Â[\xa0-\xbf]"
 )
+# Thai, Lao, Burmese, Khmer, kana and Han (Unicode blocks): written without spaces between words.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003134f]+"
+)
 _DIGITS = re.compile(r"\d+(?:[.,:/-]\d+)*")
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 _EXTENSION = re.compile(
     r"[^\n]*[\w)\]]\.(?:jpe?g|jfif|png|gif|webp|bmp|tiff?|svg|heic|avif|ico|psd|pdf|mp4|mov)", re.I
 )
-# Camera and screen names ("DSC 0123", "Screenshot 2020-01-02 at 10.11.12"), stamps and hashes.
+# Camera and screen names ("DSC 0123", "Screenshot 2020-01-02 at 10.11.12"; "photo 3" is none),
+# stamps and hashes.
 _CAMERA = re.compile(
     r"(?:img|dsc[fn]?|dcim|p?image|pic(?:ture)?|photo|scan|pano|gopr|mvimg|pxl|wp|vid|capture"
     r"|screen ?shot|whatsapp[ _-]image|file|untitled|[a-z]{1,4}_)"
-    r"[ _-]*\(?#?\d[\d\s_.:()-]*(?:at[\d\s_.:-]+)?(?:[ap]m)?(?:copy|edit(?:ed)?|hdr|wa\d+)?",
+    r"(?!\s\d{1,2}$)[ _-]*\(?#?\d[\d\s_.:()-]*(?:at[\d\s_.:-]+)?(?:[ap]m)?"
+    r"(?:copy|edit(?:ed)?|hdr|wa\d+)?",
     re.I,
 )
-_CODE = re.compile(r"[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[\d\s_.x-]+", re.I)
+_CODE = re.compile(
+    r"[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?=.*\d)[\d\s_.x-]+", re.I
+)
 _URL = re.compile(
     r"(?:https?|ftp)://\S+|\bwww\.\S+"
     r"|\b(?:[a-z0-9-]+\.)+(?:com|org|net|edu|gov|info|biz|io|co|uk|de|fr|ru|cn|jp|eu|us)\b(?:/\S*)?",

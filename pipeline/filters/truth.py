@@ -13,7 +13,7 @@ copy of went: which of the two is kept is a matter of size and split.
 from __future__ import annotations
 
 import argparse
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -44,11 +44,11 @@ URL_FAULTS: Final = {
     "blank": {"blank", "low_entropy"},
 }
 COPIES: Final = {"duplicate": "exact_duplicate", "near_duplicate": "near_duplicate"}
+_OTHER: Final = {"duplicate": "near_duplicate", "near_duplicate": "duplicate"}
 
 # Faults that fit another fault's reasons by their nature: a short alt text such as "photo" is the
-# boilerplate of galleries, the boilerplate "Advertisement" is short, and an image stretched to 5:1
-# has a short side.
-_KIN: Final = {"boilerplate": {"short"}, "short": {"boilerplate"}, "tiny": {"extreme_aspect"}}
+# boilerplate of galleries, and the boilerplate "Advertisement" is short.
+_KIN: Final = {"boilerplate": {"short"}, "short": {"boilerplate"}}
 
 
 @dataclass(frozen=True)
@@ -157,13 +157,15 @@ def _finding(fault: str, reasons: set[str], judged: list[tuple[str, str | None]]
 def _copies(fault: str, reason: str, rows: list[dict[str, Any]]) -> Finding:
     """Judge copies by the scene they show, which `annotations` tell apart."""
     shown = {row["uid"]: row["meta.annotations"] for row in rows if row["uid"]}
-    kept = Counter(row["meta.annotations"] for row in rows if row["reason"] is None)
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["uid"]:
-            groups[row["meta.annotations"]].append(row)
-    copies = [row for row in rows if row["meta.url_fault"] == fault and row["uid"]]
-    copies = [row for row in copies if len(groups[row["meta.annotations"]]) > 1]
+    # That a near-duplicate of the same scene was kept is not the fault of an exact copy.
+    own = [row for row in rows if row["uid"] and row["meta.url_fault"] != _OTHER[fault]]
+    present = Counter(row["meta.annotations"] for row in own)
+    kept = Counter(row["meta.annotations"] for row in own if row["reason"] is None)
+    copies = [
+        row
+        for row in own
+        if row["meta.url_fault"] == fault and present[row["meta.annotations"]] > 1
+    ]
     missed = sum(row["reason"] is None and kept[row["meta.annotations"]] > 1 for row in copies)
     dropped = [row for row in rows if row["reason"] == reason]
     # A copy of the same bytes leads itself to no other uid: it is right by its uid.

@@ -42,7 +42,7 @@ def test_presets_are_what_their_papers_say() -> None:
         "image.max_aspect": 3.0,
         "caption.min_words": 3,
         "caption.min_characters": 6,
-        "caption.min_english": 0.25,
+        "caption.min_english": 0.2,
         "on_bad_caption": "drop_image",
     }
     laion = leaves(build(FilterConfig, {"preset": "laion"}))
@@ -50,7 +50,7 @@ def test_presets_are_what_their_papers_say() -> None:
     assert changed == {
         "preset": "laion",
         "caption.min_characters": 5,
-        "caption.min_english": 0.25,
+        "caption.min_english": 0.2,
         "scores.min_cosine": 0.28,
         "on_bad_caption": "drop_image",
     }
