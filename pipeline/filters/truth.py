@@ -44,7 +44,6 @@ URL_FAULTS: Final = {
     "blank": {"blank", "low_entropy"},
 }
 COPIES: Final = {"duplicate": "exact_duplicate", "near_duplicate": "near_duplicate"}
-_OTHER: Final = {"duplicate": "near_duplicate", "near_duplicate": "duplicate"}
 
 # Faults that fit another fault's reasons by their nature: a short alt text such as "photo" is the
 # boilerplate of galleries, and the boilerplate "Advertisement" is short.
@@ -158,7 +157,8 @@ def _copies(fault: str, reason: str, rows: list[dict[str, Any]]) -> Finding:
     """Judge copies by the scene they show, which `annotations` tell apart."""
     shown = {row["uid"]: row["meta.annotations"] for row in rows if row["uid"]}
     # That a near-duplicate of the same scene was kept is not the fault of an exact copy.
-    own = [row for row in rows if row["uid"] and row["meta.url_fault"] != _OTHER[fault]]
+    ignored = "near_duplicate" if fault == "duplicate" else None
+    own = [row for row in rows if row["uid"] and row["meta.url_fault"] != ignored]
     present = Counter(row["meta.annotations"] for row in own)
     kept = Counter(row["meta.annotations"] for row in own if row["reason"] is None)
     copies = [
