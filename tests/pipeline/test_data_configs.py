@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
 import yaml
+from omegaconf import OmegaConf
 
 from pipeline.cli import main
 from pipeline.config import PipelineConfig
@@ -270,6 +271,22 @@ def test_comments_say_what_there_is_to_know(name: str) -> None:
     for heading in ("List", "Layout", "Licence", "Rot", "Disk"):
         assert re.search(rf"^# {heading} +\S", text, re.MULTILINE), heading
     assert "Re-caption plan:" in text
+
+
+@pytest.mark.parametrize("name", sorted(set(LISTS) - {"urls", "recap_datacomp_1b"}))
+def test_what_is_commented_out_works_when_uncommented(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    sections = "|".join(PipelineConfig.model_fields)
+    lines = re.findall(rf"^# ((?:{sections}): .*|(?:{sections}):$|  .*)$", text, re.MULTILINE)
+    first = next(n for n, line in enumerate(lines) if re.match(rf"({sections}):", line))
+    planned = OmegaConf.create("\n".join(lines[first:]))
+    merged = OmegaConf.merge(OmegaConf.load(CONFIGS / f"{name}.yaml"), planned)
+    config = build(PipelineConfig, cast(dict[str, Any], OmegaConf.to_container(merged)))
+    assert [captioner.kind for captioner in config.recaption.captioners] == ["openai"]
+    if name.startswith("datacomp"):
+        assert config.filter.scores.top_fraction == 0.3
+        assert config.filter.caption.min_words == 3  # the preset holds
+        assert config.embed is not None
 
 
 def test_cc12m_of_the_hub(tmp_path: Path) -> None:
