@@ -40,7 +40,7 @@ def read_reply(body: bytes) -> Answer:
     usage = usage if isinstance(usage, dict) else {}
     return Answer(
         # Half a surrogate pair is valid JSON, and no UTF-8.
-        text=text[:_MOST_CHARACTERS].encode(errors="replace").decode(),
+        text=text[:_MOST_CHARACTERS].encode(errors="ignore").decode(),
         finished=ended != "length" and len(text) <= _MOST_CHARACTERS,
         fault=fault,
         tokens=_count(usage.get("completion_tokens")),

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +19,12 @@ import pytest
 
 from pipeline.filters.config import FilterConfig, ImageFilterConfig
 from pipeline.part import cut
-from pipeline.settings import ConfigError, build
+from pipeline.settings import ConfigError, build, effective, to_yaml
 from pipeline.sources.folder import FolderConfig, FolderSource
 from pipeline.stages import filter as measuring
 from pipeline.stages.download import DownloadConfig, download
 from pipeline.stages.recaption import RecaptionConfig, check, recaption
-from pipeline.stages.task import Task, tables_of
+from pipeline.stages.task import StageReport, Task, tables_of
 from pipeline.storage import Directory
 
 ANY_SIZE = FilterConfig(image=ImageFilterConfig(min_side=30))
@@ -79,11 +86,6 @@ def test_a_real_model_class_captions_from_a_local_folder(
     run: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    models = Path(__file__).parents[1] / "captioners" / "tiny_models.py"
-    spec = importlib.util.spec_from_file_location("tiny_models_of_recaption", models)
-    assert spec is not None and spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
     folder = tiny.save_blip(tmp_path / "blip")
     captioner = {
         "kind": "transformers", "model": str(folder), "device": "cpu", "max_new_tokens": 5,
@@ -95,6 +97,238 @@ def test_a_real_model_class_captions_from_a_local_folder(
         sources = [caption["source"].split(":")[0] for caption in row["captions"]]
         assert "transformers" in sources or row["error"]
     assert any("annotations" in c["source"] for row in rows for c in row["captions"])
+
+
+def _load(path: Path) -> Any:
+    """Import a module of the captioners' tests: importlib mode puts no test folder on the path."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_of_recaption", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+CAPTIONERS = Path(__file__).parents[1] / "captioners"
+chat = _load(CAPTIONERS / "chat_server.py")
+tiny = _load(CAPTIONERS / "tiny_models.py")
+KEY = "sk-0123456789abcdefghijklmnop"
+
+
+@pytest.fixture
+def many(tmp_path: Path, image: Callable[..., bytes]) -> Directory:
+    """A part of 24 fetched and measured images, of shorter sides 30 to 53."""
+    photos = tmp_path / "many"
+    photos.mkdir()
+    for number in range(24):
+        (photos / f"{number:02d}.jpg").write_bytes(image(".jpg", number, 60, 30 + number))
+    source = FolderSource(FolderConfig(images=str(photos)))
+    run = Directory(tmp_path / "run-of-many")
+    (part,) = cut(run, source, 100)
+    download(Task(run, "download", "x"), part, source, DownloadConfig(threads=2))
+    measuring.measure(Task(run, "filter", "x"), part.name, ANY_SIZE, features=False)
+    return run
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("CAPTION_KEY", KEY)
+    with chat.serving() as state:
+        yield state
+
+
+def asking(server: Any, **changes: Any) -> dict[str, Any]:
+    captioner = {
+        "kind": "openai", "base_url": server.base_url, "model": "tiny", "retries": 0,
+        "api_key_env": "CAPTION_KEY",
+    }  # fmt: skip
+    return {"captioners": [captioner | changes]}
+
+
+def report_of(run: Directory, config: dict[str, Any], min_side: int = 30) -> StageReport:
+    filters = FilterConfig(image=ImageFilterConfig(min_side=min_side))
+    made = build(RecaptionConfig, config)
+    return recaption(Task(run, "recaption", "x"), "00000", made, filters)
+
+
+def rows_of(run: Directory) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = tables_of(run, "recaption").read_table("00000.parquet").to_pylist()
+    return rows
+
+
+def test_a_rerun_asks_nothing_whatever_changes_but_the_question(
+    many: Directory, server: Any
+) -> None:
+    report = report_of(many, asking(server), min_side=40)
+    assert (report.counts["images"], len(server.asked)) == (14, 28)
+    first = rows_of(many)
+    assert report.figures["openai_answers"] == 28 and report.figures["tokens"] == 28 * 7
+    again = report_of(many, asking(server), min_side=40)
+    assert rows_of(many) == first and len(server.asked) == 28
+    assert (again.figures["openai_reused"], again.figures["tokens"]) == (28, 0)
+    # A lower limit: only the new images. A higher one, other limits and names: nothing.
+    assert report_of(many, asking(server), min_side=30).counts["images"] == 24
+    assert len(server.asked) == 48
+    report_of(many, asking(server, max_captions=1, name="other", concurrency=2), min_side=45)
+    assert {c["source"] for row in rows_of(many) for c in row["captions"]} == {"other:short"}
+    report_of(many, {**asking(server), "max_captions": 1})
+    assert len(server.asked) == 48
+    # Another prompt beside one that is known: one request per image.
+    prompts = {"short": "Describe the image in short.", "new": "What is there?"}
+    report_of(many, asking(server, prompts=prompts))
+    assert len(server.asked) == 72
+    report_of(many, asking(server, temperature=0.5))
+    assert len(server.asked) == 120
+    names = (tables_of(many, "answers")).names()
+    assert names == ["00000.parquet"]
+
+
+def test_failures_are_counted_by_reason_and_asked_again_by_a_later_run(
+    many: Directory, server: Any
+) -> None:
+    ill: list[bytes] = []
+
+    def answer(asked: Any, number: int) -> Any:
+        if number % 8 == 1:
+            ill.append(asked.image)
+        if asked.image in ill:
+            return chat.reply({}, 500)
+        return chat.completion("I cannot help with that." if number % 8 == 2 else chat.TEXT)
+
+    server.answer = answer
+    one = {"prompts": {"short": "Describe."}, "concurrency": 1}
+    report = report_of(many, asking(server, **one))
+    assert report.counts["failed_server_error"] == 3
+    assert report.counts["failed_refused"] == 3
+    assert report.counts["without"] == 6
+    assert sorted(filter(None, (row["error"] for row in rows_of(many)))) == (
+        ["refused"] * 3 + ["server_error"] * 3
+    )
+    server.asked.clear()
+    server.answer = lambda asked, number: chat.completion()
+    report = report_of(many, {**asking(server, **one), "retry": 1})
+    assert {asked.image for asked in server.asked} == set(ill) and len(server.asked) == 3
+    assert report.counts["failed_refused"] == 3 and "failed_server_error" not in report.counts
+
+
+def test_no_file_and_no_log_line_holds_the_key(
+    many: Directory, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    replies = (
+        lambda: chat.completion(f"A sign says {KEY} here."),
+        lambda: chat.reply({"error": {"message": f"no {KEY}"}}, 400),
+        lambda: chat.Reply(f"<html>{KEY}".encode()),
+    )
+    server.answer = lambda asked, number: replies[number % 3]()
+    config = build(RecaptionConfig, asking(server))
+    many.write_text("config.yaml", to_yaml(config))
+    report_of(many, asking(server))
+    assert all(asked.headers["Authorization"] == f"Bearer {KEY}" for asked in server.asked)
+    files = [path for path in Path(many.path()).rglob("*") if path.is_file()]
+    assert {"config.yaml", "00000.parquet"} <= {path.name for path in files}
+    for path in files:
+        assert KEY.encode() not in path.read_bytes(), path
+    for stage in ("answers", "recaption"):  # Parquet compresses
+        assert KEY not in str(tables_of(many, stage).read_table("00000.parquet").to_pylist())
+    assert "[key]" in str(rows_of(many))
+    assert KEY not in caplog.text + json.dumps(effective(config)) + to_yaml(config)
+
+
+KILLED = """
+import sys
+from pipeline.captioners import answers
+from pipeline.filters.config import FilterConfig, ImageFilterConfig
+from pipeline.settings import build
+from pipeline.stages.recaption import RecaptionConfig, recaption
+from pipeline.stages.task import Task
+from pipeline.storage import Directory
+answers.FLUSH_S = 0.05
+config = RecaptionConfig.model_validate_json(sys.argv[2])
+filters = FilterConfig(image=ImageFilterConfig(min_side=30))
+recaption(Task(Directory(sys.argv[1]), "recaption", "x"), "00000", config, filters)
+"""
+
+
+def test_a_killed_task_does_not_pay_again_for_what_it_has_written(
+    many: Directory, server: Any
+) -> None:
+    config = asking(server, prompts={"short": "Describe."}, concurrency=2)
+    enough = threading.Event()
+
+    def answer(asked: Any, number: int) -> Any:
+        time.sleep(0.05)
+        if number > 12:
+            enough.set()
+            server.release.wait(30)
+        return chat.completion()
+
+    server.answer = answer
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(many.url), json.dumps(config)])
+    try:
+        assert enough.wait(60)
+        files = tables_of(many, "answers")
+        deadline = time.monotonic() + 30
+        while _written(files) < 8 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    paid = {row for name in files.names() for row in files.read_table(name)["uid"].to_pylist()}
+    assert 8 <= len(paid) <= 12
+    assert not tables_of(many, "recaption").exists("00000.parquet")
+    server.release.set()
+    server.asked.clear()
+    server.answer = lambda asked, number: chat.completion()
+    report = report_of(many, config)
+    assert report.figures["openai_reused"] == len(paid)
+    hashes = [hashlib.sha256(asked.image).hexdigest()[:32] for asked in server.asked]
+    assert paid.isdisjoint(hashes)
+    assert {row["uid"] for row in rows_of(many)} == paid | set(hashes)
+    assert all(row["captions"] for row in rows_of(many))
+    assert files.names() == ["00000.parquet"]
+
+
+def _written(files: Directory) -> int:
+    return sum(files.read_table(name).num_rows for name in files.names())
+
+
+def test_a_model_is_not_run_again_for_images_it_has_captioned(
+    many: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tiny.save_llava(tmp_path / "llava")
+    captioner = {
+        "kind": "transformers", "model": str(folder), "device": "cpu", "max_new_tokens": 3,
+        "batch_size": 4,
+    }  # fmt: skip
+    config = {"captioners": [captioner, {"kind": "annotations"}]}
+    first = report_of(many, config, min_side=40)
+    assert first.figures["transformers_answers"] == 28
+    assert first.figures["transformers_generating_seconds"] > 0
+    assert first.figures["transformers_seconds"] >= first.figures["transformers_generating_seconds"]
+    assert first.counts["failed_no_annotations"] == 14
+    before = {row["uid"]: row["captions"] for row in rows_of(many)}
+    second = report_of(many, config, min_side=30)
+    figures = second.figures
+    assert (figures["transformers_answers"], figures["transformers_reused"]) == (20, 28)
+    after = {row["uid"]: row["captions"] for row in rows_of(many)}
+    assert len(after) == 24 and before.items() <= after.items()
+
+
+def test_images_are_read_only_for_captioners_that_look(many: Directory, server: Any) -> None:
+    report_of(many, asking(server))
+    Path(many.path("raw/00000.tar")).unlink()
+    config = asking(server)
+    config["captioners"].append({"kind": "annotations"})
+    assert report_of(many, config).counts["images"] == 24
+
+
+def test_captioners_of_one_run_have_names_of_their_own() -> None:
+    with pytest.raises(ConfigError, match="two are named annotations"):
+        build(RecaptionConfig, {"captioners": [{"kind": "annotations"}] * 2})
+    named = [{"kind": "annotations"}, {"kind": "annotations", "name": "weak", "error_rate": 0.5}]
+    assert len(build(RecaptionConfig, {"captioners": named}).captioners) == 2
 
 
 def test_missing_model_folder_is_refused_before_work() -> None:
