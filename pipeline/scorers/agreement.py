@@ -173,10 +173,11 @@ class Agreement:
         self._evidence = evidence
         self._everybody = np.arange(len(references))
         pools: dict[str, list[int]] = {}
-        self._own: dict[str, list[int]] = {}  # uid -> places of its captions
+        self._numbers: dict[str, int] = {}  # uid -> number of the image
         for place, reference in enumerate(references):
             pools.setdefault(reference.source, []).append(place)
-            self._own.setdefault(reference.uid, []).append(place)
+            self._numbers.setdefault(reference.uid, len(self._numbers))
+        self._image = np.array([self._numbers[r.uid] for r in references], np.int64)
         self._pools = {
             source: np.array(places)
             for source, places in pools.items()
@@ -208,8 +209,8 @@ class Agreement:
     def _strangers(self, uid: str, source: str, voice: Sequence[str]) -> Doubles:
         """Return the support of the references of a source that belong to other images."""
         pool = self._pools.get(source, self._everybody)
-        if uid in self._own:
-            pool = np.setdiff1d(pool, self._own[uid])
+        if uid in self._numbers:
+            pool = pool[self._image[pool] != self._numbers[uid]]
         support: Doubles = self._evidence.reference_support(voice)[pool]
         return support
 

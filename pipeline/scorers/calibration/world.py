@@ -62,7 +62,7 @@ def scored_world(
     """
     world = ScenesConfig(train=scenes, test=0)
     truth: dict[str, bool] = {}
-    parts = []
+    parts: list[Part] = []
     for first in range(0, scenes, _PART_ROWS):
         numbers = range(first, min(first + _PART_ROWS, scenes))
         rows = [_row(world, number, swapped) for number in numbers]
