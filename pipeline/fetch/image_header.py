@@ -30,7 +30,7 @@ def image_size(data: bytes) -> Size | None:
         if starts(data):
             try:
                 width, height = read(data)
-            except (struct.error, IndexError, ValueError, KeyError):
+            except (struct.error, IndexError, ValueError, KeyError, OverflowError):
                 return None
             return (width, height) if width > 0 and height > 0 else None
     return None
