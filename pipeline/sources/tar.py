@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Final
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 BLOCK: Final = 512
 #: Longest extended header (a long name, or pax records) that is read [bytes].
@@ -61,8 +62,10 @@ def open_tar(path: str) -> Any:
     Raises `FileNotFoundError` that names the tar.
     """
     fs, name = fsspec.core.url_to_fs(path)
+    ahead = {"block_size": _REMOTE_BLOCK, "cache_type": "readahead"}
     try:
-        return fs.open(name, "rb", block_size=_REMOTE_BLOCK, cache_type="readahead")
+        # On disk, reading ahead would read what the walk then skips.
+        return fs.open(name, "rb", **({} if isinstance(fs, LocalFileSystem) else ahead))
     except FileNotFoundError:
         raise FileNotFoundError(f"source.paths: the tar {path} is gone") from None
 
@@ -160,7 +163,9 @@ def _parse(block: bytes) -> _Header | None:
         return None
     checksum, size = _number(block[148:156]), _number(block[124:136])
     blanked = block[:148] + b" " * 8 + block[156:]
-    if checksum is None or size is None or checksum not in (sum(blanked), _signed_sum(blanked)):
+    if checksum is None or size is None:
+        return None
+    if checksum != sum(blanked) and checksum != _signed_sum(blanked):
         return None
     name = _text(block[:100])
     # GNU's own format (magic `ustar  `) keeps other things where POSIX has the name's prefix.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+
+from pipeline.schema import uid_of
 
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
@@ -63,14 +68,40 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def rows(web: Any, image: Callable[..., bytes]) -> list[dict[str, Any]]:
-    """A list of images on loopback, and of URLs that fail."""
-    listed = []
-    for n in range(IMAGES):
-        url = web.add(f"/{n:02d}.jpg", image(seed=n, width=120, height=90))
-        listed.append({"url": url, "caption": f"a photo of {n} grey cats on a sofa"})
-    return listed + [{"url": f"{web.base}/absent/{n}", "caption": "gone"} for n in range(BAD)]
+@dataclass(frozen=True)
+class Site:
+    """Images on loopback, a list of them and of some that are gone, and a local run of it."""
+
+    port: int
+    rows: list[dict[str, Any]]
+    expected: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, image: Callable[..., bytes]) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    port = server.server_port
+    rows = []
+    for n in range(IMAGES + BAD):
+        name = f"{n:02d}.jpg"
+        if n < IMAGES:
+            (folder / name).write_bytes(image(seed=n, width=120, height=90))
+        caption = f"a photo of {n} grey cats on a sofa"
+        rows.append({"url": f"http://127.0.0.1:{port}/{name}", "caption": caption})
+    run = folder / "run"
+    build("urls", run, write_list(str(folder / "list.parquet"), rows), port)
+    yield Site(port, rows, shards_of(run))
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def write_list(path: str, rows: list[dict[str, Any]]) -> str:
@@ -79,9 +110,9 @@ def write_list(path: str, rows: list[dict[str, Any]]) -> str:
     return path
 
 
-def command(config: str, run: str | Path, paths: str, web: Any, *overrides: str) -> list[str]:
+def command(config: str, run: str | Path, paths: str, port: int, *overrides: str) -> list[str]:
     given = [f"run={run}", f"source.paths={paths}", *SMALL, *overrides]
-    given.append(f'download.allow_private_hosts=["127.0.0.1:{web.port}"]')
+    given.append(f'download.allow_private_hosts=["127.0.0.1:{port}"]')
     return [sys.executable, "-m", "pipeline", "shards", f"data_configs/{config}.yaml", *given]
 
 
@@ -109,20 +140,15 @@ def shards_of(run: str | Path) -> dict[str, str]:
 
 
 def test_a_run_on_s3_resumes_when_killed_and_has_the_bytes_of_a_local_one(
-    bucket: str, tmp_path: Path, web: Any, rows: list[dict[str, Any]]
+    bucket: str, site: Site
 ) -> None:
-    local_list = write_list(str(tmp_path / "list.parquet"), rows)
-    build("urls", tmp_path / "run", local_list, web)
-    expected = shards_of(tmp_path / "run")
-    assert len(expected) > 2
-
-    listed = write_list(f"{bucket}/lists/list.parquet", rows)
+    listed = write_list(f"{bucket}/lists/list.parquet", site.rows)
     run = f"{bucket}/runs/killed"
     fs = fsspec.filesystem("s3")
     delays = random.Random(time.time_ns())
     for _ in range(2):
         process = subprocess.Popen(
-            command("urls", run, listed, web), stdout=subprocess.DEVNULL,
+            command("urls", run, listed, site.port), stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, cwd=ROOT, start_new_session=True,
         )  # fmt: skip
         started = time.monotonic()
@@ -134,72 +160,78 @@ def test_a_run_on_s3_resumes_when_killed_and_has_the_bytes_of_a_local_one(
         time.sleep(delays.uniform(0, 5))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    build("urls", run, listed, web)
+    build("urls", run, listed, site.port)
     fs.invalidate_cache()
-    assert shards_of(run) == expected
+    assert shards_of(run) == site.expected
+    assert len(site.expected) > 2
     assert [name for name in fs.find(run) if "/.tmp-" in name] == []
-
     manifest = json.loads(files(f"{run}/shards")["manifest.json"])
     assert manifest["funnel"]["rows"] == IMAGES + BAD
     assert manifest["samples"] == IMAGES
+
     before = files(f"{run}/tables")
-    build("urls", run, listed, web)  # nothing is left to do
+    build("urls", run, listed, site.port)  # nothing is left to do
     fs.invalidate_cache()
     assert files(f"{run}/tables") == before
+    status = python("-m", "pipeline", "status", run)
+    assert "fetched" in status
+    assert f"{IMAGES + BAD}" in status
+    planned = python(*command("urls", run, listed, site.port)[1:], "--dry-run")
+    assert "5 parts as last cut" in planned
+    assert "5 of 5 parts done" in planned
 
 
-def test_status_and_dry_run_read_a_run_on_s3(
-    bucket: str, web: Any, rows: list[dict[str, Any]]
-) -> None:
-    listed = write_list(f"{bucket}/lists/few.parquet", rows[-12:])
-    run = f"{bucket}/runs/few"
-    build("urls", run, listed, web)
-    status = [sys.executable, "-m", "pipeline", "status", run]
-    shown = subprocess.run(status, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert shown.returncode == 0, shown.stderr
-    assert "fetched" in shown.stdout
-    planned = subprocess.run(
-        [*command("urls", run, listed, web), "--dry-run"],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
-    assert planned.returncode == 0, planned.stderr
-    assert "2 parts as last cut" in planned.stdout
+def python(*arguments: str) -> str:
+    """Return what a command prints; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_tars_on_s3_are_adopted_where_they_lie(
-    bucket: str, tmp_path: Path, web: Any, image: Callable[..., bytes]
-) -> None:
+def test_tars_on_s3_are_adopted_where_they_lie(bucket: str, image: Callable[..., bytes]) -> None:
+    pictures = {}
     for number in range(3):
-        buffer = io.BytesIO()
-        with webdataset.TarWriter(buffer) as writer:
+        tar = fsspec.open(f"{bucket}/tars/{number:05d}.tar", "wb")
+        with tar as file, webdataset.TarWriter(file) as writer:
             for n in range(5):
                 key = f"{number:02d}{n}"
                 picture = image(seed=int(key), width=120, height=90)
+                pictures[uid_of(picture)] = picture
                 text = f"a drawing of {n} dogs and {number} hats"
                 writer.write({"__key__": key, "jpg": picture, "txt": text})
-        for folder in (str(tmp_path), f"{bucket}/tars"):
-            with fsspec.open(f"{folder}/{number:05d}.tar", "wb") as file:
-                file.write(buffer.getvalue())
-    name = "{00000..00002}.tar"
-    build("img2dataset_shards", tmp_path / "run", f"{tmp_path}/{name}", web)
-    build("img2dataset_shards", f"{bucket}/runs/adopted", f"{bucket}/tars/{name}", web)
-    expected = shards_of(tmp_path / "run")
-    assert shards_of(f"{bucket}/runs/adopted") == expected
-    assert json.loads(files(f"{bucket}/runs/adopted/shards")["manifest.json"])["samples"] == 15
-    assert web.requests == []
+    # The first tar has its sidecar, with a row that img2dataset could not fetch.
+    listed = [{"key": f"00{n}", "status": "success", "error_message": None} for n in range(5)]
+    listed.append({"key": "005", "status": "failed", "error_message": "HTTP Error 404: Not Found"})
+    described = [
+        {**row, "url": f"http://h/{row['key']}", "caption": "a drawing of dogs"} for row in listed
+    ]
+    write_list(f"{bucket}/tars/00000.parquet", described)
+    run = f"{bucket}/runs/adopted"
+    build("img2dataset_shards", run, f"{bucket}/tars/{{00000..00002}}.tar", 1)
+    shards = files(f"{run}/shards")
+    index = pq.read_table(pa.BufferReader(shards["index.parquet"])).to_pylist()
+    packed = {
+        row["uid"]: shards[row["shard"]][
+            row["image_offset"] : row["image_offset"] + row["image_size"]
+        ]
+        for row in index
+    }
+    assert packed == pictures
+    funnel = json.loads(shards["manifest.json"])["funnel"]
+    assert (funnel["rows"], funnel["failed"]["permanent"]) == (16, {"not_found": 1})
+    assert fsspec.filesystem("s3").find(f"{run}/raw") == []
 
 
-def test_two_runs_at_once_in_one_place_on_s3_do_no_harm(
-    bucket: str, tmp_path: Path, web: Any, rows: list[dict[str, Any]]
-) -> None:
+def test_two_runs_at_once_in_one_place_on_s3_do_no_harm(bucket: str, site: Site) -> None:
     """An object store has no lock: both do the work, and write the same bytes."""
-    listed = write_list(f"{bucket}/lists/twice.parquet", rows[:12])
-    build("urls", tmp_path / "run", listed, web)
+    listed = write_list(f"{bucket}/lists/twice.parquet", site.rows)
     run = f"{bucket}/runs/twice"
     both = [
         subprocess.Popen(
-            command("urls", run, listed, web, "cluster.workers=1"), stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            command("urls", run, listed, site.port, "cluster.workers=1"),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         )
         for _ in range(2)
     ]  # fmt: skip
@@ -207,4 +239,4 @@ def test_two_runs_at_once_in_one_place_on_s3_do_no_harm(
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     fsspec.filesystem("s3").invalidate_cache()
-    assert shards_of(run) == shards_of(tmp_path / "run")
+    assert shards_of(run) == site.expected
