@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.config import PipelineConfig
 from pipeline.report import sections
 from pipeline.report.activity import Activity
+from pipeline.report.captioning import captioner_facts, captioner_rows
 from pipeline.report.examples import Example, read_examples
 from pipeline.report.fates import Fates
 from pipeline.report.meanings import meaning
@@ -20,6 +20,9 @@ from pipeline.report.survey import Survey
 from pipeline.report.thumbnails import SIDE, Thumbnails
 from pipeline.report.visible import visible, without_secrets
 from pipeline.storage import Directory
+
+if TYPE_CHECKING:  # the config loads every room
+    from pipeline.config import PipelineConfig
 
 REPORT: Final = "report.html"
 
@@ -108,7 +111,8 @@ def _render(state: RunState, survey: Survey, examples: dict[tuple[str, str], lis
         new_bars=sections.caption_bars(funnel["new_captions"], "written", "new captions"),
         stages=sections.stage_rows(state.activity),
         errors=_errors(state),
-        captioner=sections.captioner_facts(state.activity, survey),
+        captioning=captioner_facts(state.activity, survey),
+        captioners=captioner_rows(state.activity),
         scores=sections.score_figures(survey, state.config),
         image_measures=sections.measure_figures(survey, state.config, sections.IMAGE),
         caption_measures=sections.measure_figures(survey, state.config, sections.CAPTION),
@@ -135,7 +139,8 @@ def _render(state: RunState, survey: Survey, examples: dict[tuple[str, str], lis
 
 def _state_text(state: RunState) -> str:
     if state.running:
-        return "running: what the tables hold so far"
+        watched = f", dashboard at {state.dashboard}" if state.dashboard else ""
+        return f"running: what the tables hold so far{watched}"
     if state.manifest is None:
         return "not finished: what the tables hold so far"
     if state.failed_parts:

@@ -44,7 +44,7 @@ class PartTables:
                 found = [f.name for f in schema if not pa.types.is_fixed_size_list(f.type)]
                 if columns is not None:
                     found = [name for name in columns if name in schema.names]
-                return parquet.read(columns=found)
+                return parquet.read(columns=found, use_threads=False)
         except (OSError, pa.ArrowInvalid):  # absent, or damaged: the next run writes it again
             return None
 

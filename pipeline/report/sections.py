@@ -157,31 +157,6 @@ def stage_rows(activity: Activity) -> list[StageRow]:
     return rows
 
 
-def captioner_facts(activity: Activity, survey: Survey) -> list[tuple[str, str]]:
-    """Return what is known of re-captioning as (label, value); empty if there was none."""
-    stage = activity.stages.get("recaption")
-    if stage is None or not stage.counts.get("captions"):
-        return []
-    facts = [("images captioned", f"{survey.captioned:,}")]
-    facts.append(("captions written", f"{stage.counts['captions']:,}"))
-    if stage.span:
-        facts.append(("captions/s", number(stage.counts["captions"] / stage.span)))
-    tokens = stage.figures.get("tokens", 0.0)
-    if tokens and stage.span:
-        facts.append(("tokens/s", number(tokens / stage.span)))
-    busy = stage.figures.get("gpu_seconds")
-    if busy is not None and stage.seconds:
-        idle = max(0.0, 1 - busy / stage.seconds)
-        facts.append(("GPU idle", f"{100 * idle:.1f}% of the tasks' time"))
-    for name, value in sorted(stage.figures.items()):
-        if name not in ("tokens", "gpu_seconds"):
-            facts.append((name.replace("_", " "), number(value)))
-    for error, count in _largest(survey.caption_errors):
-        share = 100 * count / max(survey.captioned, 1)
-        facts.append((f"failed: {error}", f"{count:,} ({share:.1f}%)"))
-    return facts
-
-
 def measure_figures(survey: Survey, config: dict[str, Any], level: str) -> list[Figure]:
     """Return a histogram for each measure of images or of alt texts."""
     found = []
@@ -303,7 +278,6 @@ __all__ = [
     "StageRow",
     "Sum",
     "caption_bars",
-    "captioner_facts",
     "duration",
     "measure_figures",
     "mix",

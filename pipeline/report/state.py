@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
-from pipeline.config import PipelineConfig
 from pipeline.engine import DASHBOARD
 from pipeline.part import Part, listed, with_generations
 from pipeline.report.activity import Activity, read_activity
@@ -18,6 +17,9 @@ from pipeline.schema import MANIFEST_FILE
 from pipeline.settings import ConfigError
 from pipeline.stages.task import SHARDS
 from pipeline.storage import Directory
+
+if TYPE_CHECKING:  # the config loads every room
+    from pipeline.config import PipelineConfig
 
 _CONFIG = "config.yaml"
 Mark = Callable[[str, Part], str | None]
@@ -122,6 +124,7 @@ def _marks(state: RunState, sound: list[Part]) -> Mark | None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from pipeline.config import PipelineConfig
     from pipeline.fingerprints import Fingerprints
     from pipeline.settings import build
 
