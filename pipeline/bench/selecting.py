@@ -12,6 +12,7 @@ import argparse
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def write_measures(run: Directory, rows: int, part_rows: int = _PART) -> list[st
     return names
 
 
-def _selecting(run: Directory, parts: list[str], rows: int) -> object:
+def _selecting(run: Directory, parts: list[str], rows: int) -> Callable[[], int]:
     rules = {"caption": {"min_words": 4}, "image": {"min_side": 250}}
 
     def again() -> int:

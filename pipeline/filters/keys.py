@@ -52,7 +52,7 @@ def mixed(*parts: Words | int) -> Words:
     SplitMix64's finalizer (Steele et al. 2014) after each word: a change of one bit in any word
     changes half of the bits.
     """
-    state = np.uint64(0x9E3779B97F4A7C15)
+    state = np.asarray(0x9E3779B97F4A7C15, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:
             word = np.asarray(part, dtype=np.uint64)
@@ -60,4 +60,4 @@ def mixed(*parts: Words | int) -> Words:
             value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = value ^ (value >> np.uint64(31))
-    return np.asarray(state, dtype=np.uint64)
+    return state

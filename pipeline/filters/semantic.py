@@ -83,4 +83,4 @@ def _centroids(points: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.fl
 def _nearest(
     points: npt.NDArray[np.float32], centroids: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64]:
-    return np.argmax(points @ centroids.T, axis=1)
+    return np.asarray(np.argmax(points @ centroids.T, axis=1), dtype=np.int64)

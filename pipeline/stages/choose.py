@@ -118,7 +118,7 @@ def _read(run: Directory, parts: list[str], rules: ScoreFilterConfig, min_captio
         )
     ends = np.cumsum([len(values) for values in columns["code"]])
     joined = {name: np.concatenate(values) for name, values in columns.items()}
-    return _Scored(run, parts, ends, **joined)  # type: ignore[arg-type]
+    return _Scored(run, parts, ends, **joined)
 
 
 def _score(captions: pa.StructArray, name: str) -> npt.NDArray[np.float32]:

@@ -116,7 +116,7 @@ def _read(run: Directory, parts: list[str], config: FilterConfig) -> _Corpus:
     lengths = joined.pop("lengths")
     ends = np.cumsum([len(values) for values in columns["code"]])
     first = np.concatenate([[0], np.cumsum(lengths)])
-    return _Corpus(run, parts, ends, first=first, **joined)  # type: ignore[arg-type]
+    return _Corpus(run, parts, ends, first=first, **joined)
 
 
 def _group(corpus: _Corpus, order: Rows, exact: Rows, config: FilterConfig) -> tuple[Rows, Rows]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -184,12 +185,17 @@ def group_rows(rows: list[Row]) -> list[dict[str, Any]]:
     return judged
 
 
-def reference(rows: list[Row], *, drop_image: bool, limit: float) -> list[dict[str, Any]]:
-    """Judge the fetched rows one by one."""
+def reference(
+    rows: list[Row], *, drop_image: bool, limit: float, blocked: bool
+) -> list[dict[str, Any]]:
+    """Judge the fetched rows one by one; `blocked` drops stars and green squares."""
+    own = dict(TEXTS)
+    if blocked:
+        own |= {"a red star": "blocked_word", "two green squares": "blocked_word"}
     judged = group_rows(rows)
     stands_on = {text: len({r.image for r in rows if text in r.captions}) for text in TEXTS}
     caption_reasons = [
-        [TEXTS[t] or ("repeated" if stands_on[t] > limit else None) for t in row.captions]
+        [own[t] or ("repeated" if stands_on[t] > limit else None) for t in row.captions]
         for row in rows
     ]
     for i, row in enumerate(rows):
@@ -240,20 +246,24 @@ ROW = st.builds(
     parts=st.lists(st.lists(ROW, max_size=6), min_size=1, max_size=3),
     drop_image=st.booleans(),
     limit=st.sampled_from([1, 2, None]),
+    rules=st.tuples(st.sampled_from([None, 0.8]), st.sampled_from([[], ["star", "GREEN squares"]])),
 )
 def test_select_is_the_plain_reference(
     tmp_path_factory: pytest.TempPathFactory,
     parts: list[list[Row]],
     drop_image: bool,
     limit: int | None,
+    rules: tuple[float | None, list[str]],
 ) -> None:
+    similarity, blocked = rules
     run = Directory(tmp_path_factory.getbasetemp() / "select")
     repeats = {"max_repeats": limit, "min_repeats": limit or 1}
     config = build(
         FilterConfig,
         {
             "on_bad_caption": "drop_image" if drop_image else "drop_caption",
-            "caption": {"repeats": repeats},
+            "caption": {"repeats": repeats, "pool_similarity": similarity},
+            "block": {"words": blocked},
         },
     )
     found, report = run_select(run, parts, config)
@@ -261,7 +271,9 @@ def test_select_is_the_plain_reference(
     numbers = [
         n for n, row in enumerate(row for part in parts for row in part) if row.image != FAILED
     ]
-    expected = reference(fetched, drop_image=drop_image, limit=limit or float("inf"))
+    expected = reference(
+        fetched, drop_image=drop_image, limit=limit or float("inf"), blocked=bool(blocked)
+    )
     assert [row.pop("row") for row in found] == numbers
     assert found == expected
     # The sums hold: what is kept of the captions is what the kept images have.
@@ -333,3 +345,67 @@ def test_an_image_without_good_caption_waits_for_the_captioner_or_goes(tmp_path:
 
 def test_parts_without_a_fetched_row_have_empty_tables(tmp_path: Path) -> None:
     assert judge(tmp_path, [Row(FAILED, ("lost",))], []) == []
+
+
+def test_captions_that_nearly_repeat_one_another_are_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = "An old red boat lies on the quiet beach below the white cliffs of the island"
+    again = "an old red boat lies on the quiet beach below the white cliffs of the island."
+    close = "An old red boat lies on the quiet beach below the white cliffs of the isle"
+    other = "A boat on a beach"
+    for text in (first, other, again, close):
+        monkeypatch.setitem(TEXTS, text, None)
+    rows = [Row("A", (first, other)), Row("A", (again, close))]
+    kept, copy = judge(tmp_path, rows)
+    assert kept[:2] == (None, [first, other])
+    assert copy[2] == ["duplicate_text", "duplicate_text"]
+    # Without a similarity, only equal texts are one.
+    kept, copy = judge(tmp_path / "all", rows, caption={"pool_similarity": None})
+    assert kept[1] == [first, other, again, close]
+    assert copy[2] == [None, None]
+
+
+def test_templates_count_as_one_caption_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"buy the {word} at our shop with free delivery all over" for word in "abc"]
+    for text in texts:
+        monkeypatch.setitem(TEXTS, text, None)
+    rows = [Row(image, (text,)) for image, text in zip("ACD", texts, strict=True)]
+    limits = {"max_repeats": 2, "min_repeats": 2}
+    off = {"radius": None}
+    found = judge(tmp_path, rows, caption={"repeats": limits}, duplicates=off)
+    assert [row[2] for row in found] == [[None]] * 3
+    near = {**limits, "similarity": 0.5}
+    found = judge(tmp_path / "near", rows, caption={"repeats": near}, duplicates=off)
+    assert [row[2] for row in found] == [["repeated"]] * 3
+
+
+def test_blocked_uids_are_dropped_with_all_their_copies(tmp_path: Path) -> None:
+    rows = [Row("A", ("a red star",)), Row("A", ("a blue ring",)), Row("D", ("a red star",))]
+    found = judge(tmp_path, rows, block={"uids": [uid("A")]})
+    assert [row[0] for row in found] == ["blocked_uid", "exact_duplicate", None]
+    assert [row[2] for row in found] == [["image_dropped"], ["image_dropped"], [None]]
+
+
+def embed(run: Directory, name: str, vectors: list[list[float] | None]) -> None:
+    column = pa.array(
+        [None if v is None else np.array(v, np.float16) for v in vectors],
+        pa.list_(pa.float16(), 2),
+    )
+    tables_of(run, "embed").write_table(f"{name}.parquet", pa.table({"embedding": column}))
+
+
+def test_semantic_duplicates_go_with_their_captions(tmp_path: Path) -> None:
+    run = Directory(tmp_path)
+    embed(run, "00000", [[1, 0], [0, 1], None])
+    embed(run, "00001", [[0.999, 0.04]])
+    rows = [Row("A", ("a red star",)), Row("D", ("a blue ring",)), Row("F")]
+    config = build(FilterConfig, {"duplicates": {"semantic": {"threshold": 0.9}}})
+    found, _ = run_select(run, [rows, [Row("C", ("two green squares",))]], config)
+    # A and C are equally large; the smaller uid stays.
+    assert [row["reason"] for row in found] == [None, None, "undecodable", "semantic_duplicate"]
+    assert [row["representative"] for row in found] == [None, None, None, uid("A")]
+    assert found[0]["captions"] == ["a red star"]
+    assert found[3]["caption_reasons"] == ["image_dropped"]
