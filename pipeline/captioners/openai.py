@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 #: So many images in a row without an answer are a broken set-up and not bad images.
 MANY = 20
+_GRACE_S = 5.0  # for what is in flight when a call is given up
 _PASSING_OUTAGE: tuple[Failure, ...] = ("connection_failed", "rate_limited")
 _OWN_FIELDS = {"model", "messages", "stream", "n", "max_tokens", "temperature", "top_p", "seed"}
 
@@ -148,6 +149,7 @@ class _Call:
         self.reasons: Counter[str] = Counter()
         self.in_a_row = 0
         self.last = ""
+        self.stopped = False
 
     async def run(self, requests: Sequence[CaptionRequest]) -> Failures:
         waiting = iter(requests)
@@ -157,6 +159,9 @@ class _Call:
             try:
                 await asyncio.gather(*workers)
             finally:
+                # What is in flight may be paid for already.
+                self.stopped = True
+                await asyncio.wait(workers, timeout=_GRACE_S)
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
@@ -167,7 +172,7 @@ class _Call:
         return self.failures
 
     async def _work(self, waiting: Iterator[CaptionRequest]) -> None:
-        for request in waiting:
+        while not self.stopped and (request := next(waiting, None)) is not None:
             await self._image(request)
 
     async def _image(self, request: CaptionRequest) -> None:
