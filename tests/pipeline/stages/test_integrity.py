@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from img2dataset.resizer import Resizer
 from PIL import Image
 
 from pipeline.stages.failures import classify
@@ -97,3 +100,29 @@ def test_enlarging_a_thin_image_is_bounded(image: Callable[..., bytes]) -> None:
 def test_what_is_no_image_of_a_known_format_is_not_shown_to_the_decoder() -> None:
     *_, error = resizer()(io.BytesIO(b"P6 60000 60000 255 "))
     assert classify(error) == "not_an_image"
+
+
+@pytest.mark.parametrize("size", [(2049, 2049), (900_000, 5), (5, 900_000)])
+@pytest.mark.parametrize("mode", ["RGBA", "RGB", "LA"])
+def test_large_pictures_with_an_alpha_channel_come_out_as_img2dataset_makes_them(
+    size: tuple[int, int], mode: str
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], len(mode)), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, mode).save(buffer, "PNG", compress_level=1)
+    options: dict[str, Any] = {"image_size": 64, "resize_mode": "center_crop"}
+    ours = resizer(**options, encode_format="png", encode_quality=1, max_pixels=10_000_000)
+    theirs = Resizer(**options, resize_only_if_bigger=True, encode_format="png", encode_quality=1)
+    assert ours(buffer)[-1] is None
+    assert ours(buffer) == theirs(buffer)
+
+
+def test_a_large_picture_with_an_alpha_channel_takes_little_memory() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (4000, 4000)).save(buffer, "PNG")
+    tracemalloc.start()
+    *_, error = resizer(max_pixels=20_000_000)(buffer)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert error is None
+    assert peak <= 20 * 4000 * 4000  # img2dataset: 76
