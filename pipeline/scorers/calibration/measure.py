@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
+import pyarrow as pa
+
 from pipeline.captioners.annotations import AnnotationsConfig
 from pipeline.config import PipelineConfig
 from pipeline.part import listed
@@ -60,13 +62,15 @@ class Calibration:
     """How the scores of a run did. Groups of captions:
 
     `alt` those that came with the images and were scored; `alt_two` of these, those that name two
-    or more things; `generated` sentences of the `annotations` captioner; `made` one more caption
+    or more things; `dropped` those that the filters had dropped, scored beside their image's others
+    all the same; `generated` sentences of the `annotations` captioner; `made` one more caption
     for each of some images (`probes`); `sets` the mean of an image's captions, its own against
     those of another image.
     """
 
     alt: Group = field(default_factory=Group)
     alt_two: Group = field(default_factory=Group)
+    dropped: Group = field(default_factory=Group)
     generated: Group = field(default_factory=Group)
     made: Group = field(default_factory=Group)
     sets: Group = field(default_factory=Group)
@@ -134,16 +138,22 @@ def calibrate(run: Directory, images: int = PROBED_IMAGES) -> Calibration:
     found = Calibration()
     for part in parts:
         _read_scores(found, run, part, truth)
-        some = _probed(captioned(run, part), truth, -(-images // len(parts)))
-        if some is None:
-            continue
-        variants, origins = some
+        own = captioned(run, part)
+        some = [*_probed(own, truth, -(-images // len(parts))), *_dropped(own, truth)]
+        numbers = [one.number for one in some]
+        variants = replace(
+            own,
+            rows=own.rows.take(pa.array(numbers, pa.int64())),
+            uids=[own.uids[number] for number in numbers],
+            captions=[one.captions for one in some],
+        )
         scored = score_captions(variants, config.score, config.embed)
-        for (group, fault), captions in zip(origins, scored, strict=True):
-            if group == "made":
-                found.made.add(fault, captions[-1])
-            else:
-                found.sets.add(fault, mean_scores(captions))
+        for one, captions in zip(some, scored, strict=True):
+            measured = mean_scores(captions) if one.group == "sets" else captions[-1]
+            getattr(found, one.group).add(one.fault, measured)
+    if found.dropped.counts and RIGHT in found.alt.counts:
+        found.dropped.counts[RIGHT] = found.alt.counts[RIGHT]
+        found.dropped.values[RIGHT] = found.alt.values[RIGHT]
     return found
 
 
@@ -177,28 +187,38 @@ def _read_scores(found: Calibration, run: Directory, part: str, truth: Truth) ->
                 found.alt_two.add(fault, caption)
 
 
-def _probed(
-    own: Captioned, truth: Truth, most: int
-) -> tuple[Captioned, list[tuple[str, str]]] | None:
-    """Return images with other captions, and of each the group and fault it is measured for.
+@dataclass(frozen=True)
+class _Variant:
+    """An image of a part, by number, with other captions, and what it is measured for."""
 
-    An image is there with its captions and one that was made, for each fault, and with the captions
-    of another image. Images with a caption that is known to be wrong are left out.
+    number: int
+    group: str
+    fault: str
+    captions: list[dict[str, str]]
+
+
+def _probed(own: Captioned, truth: Truth, most: int) -> Iterator[_Variant]:
+    """Yield images with a caption that was made, for each fault, and with another's captions.
+
+    Images with a caption that is known to be wrong are left out.
     """
     sound = [n for n in range(len(own.uids)) if _all_right(own, n, truth)]
     sound = sorted(sound, key=lambda n: key_of(own.uids[n]))[:most]
     if len(sound) < 2:
-        return None
-    numbers, captions, origins = [], [], []
+        return
     for number, other in zip(sound, sound[1:] + sound[:1], strict=True):
-        for group, fault, texts in _variants(own, number, other, truth):
-            numbers.append(number)
-            captions.append(texts)
-            origins.append((group, fault))
-    variants = replace(
-        own, rows=own.rows.take(numbers), uids=[own.uids[n] for n in numbers], captions=captions
-    )
-    return variants, origins
+        for group, fault, captions in _variants(own, number, other, truth):
+            yield _Variant(number, group, fault, captions)
+
+
+def _dropped(own: Captioned, truth: Truth) -> Iterator[_Variant]:
+    """Yield images with an alt text that was dropped, for each that was wrong."""
+    for number, uid in enumerate(own.uids):
+        kept = {caption["text"] for caption in own.captions[number]}
+        for text, fault in truth.alt.get(uid, {}).items():
+            if text not in kept and fault != RIGHT:
+                caption = {"text": text, "source": ALT_TEXT}
+                yield _Variant(number, "dropped", fault, [*own.captions[number], caption])
 
 
 def _variants(

@@ -13,10 +13,13 @@ FOLDER: Final = "calibration"
 NAMES: Final = {
     "alt": "alt texts",
     "alt_two": "alt texts that name two or more things",
+    "dropped": "alt texts that the filters had dropped, against right ones that were kept",
     "generated": "sentences of the annotations captioner",
     "made": "captions made for measuring",
     "sets": "an image's caption set",
 }
+#: Groups that have rows in the figure, and how a row names them.
+_ROWS: Final = {"alt": "alt", "dropped": "dropped", "generated": "generated", "made": "made"}
 # Okabe and Ito's palette, told apart by readers with colour-vision deficiencies; dashes and marks
 # tell the lines apart in grey.
 _THIN: Final = 0.005  # share of captions; a bin of fewer is noise and is not drawn
@@ -78,7 +81,7 @@ def picture(found: Calibration) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(13.5, 4.6), layout="constrained")
+    figure, panels = pyplot.subplots(1, 3, figsize=(13.5, 5.0), layout="constrained")
     _draw_roc(panels[0], found)
     _draw_faults(panels[1], found)
     _draw_reliability(panels[2], found)
@@ -112,7 +115,7 @@ def _draw_faults(panel: Any, found: Calibration) -> None:
     """Draw AUC of every score, a row for each fault of alt texts and of made captions."""
     rows = [
         (f"{fault} ({word})", values)
-        for name, word in (("alt", "alt"), ("generated", "generated"), ("made", "made"))
+        for name, word in _ROWS.items()
         if name in found.groups()
         for fault, values in found.groups()[name].aucs().items()
     ][::-1]

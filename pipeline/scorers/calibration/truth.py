@@ -22,16 +22,16 @@ _FAULT, _ANNOTATIONS = META_PREFIX + "caption_fault", META_PREFIX + "annotations
 
 @dataclass
 class Truth:
-    """Faults of alt texts by (uid of the kept image, text), and what each image shows."""
+    """Faults of alt texts by uid of the kept image and text, and what each image shows."""
 
-    alt: dict[tuple[str, str], str] = field(default_factory=dict)
+    alt: dict[str, dict[str, str]] = field(default_factory=dict)
     graphs: dict[str, SceneGraph] = field(default_factory=dict)
     said: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def fault(self, uid: str, text: str, source: str) -> str | None:
         """Return `RIGHT`, the fault of a caption, or None where nothing is known."""
         if source == ALT_TEXT:
-            return self.alt.get((uid, text))
+            return self.alt.get(uid, {}).get(text)
         if not source.startswith("annotations:") or uid not in self.said:
             return None
         return RIGHT if text in self.said[uid] else FALSIFIED
@@ -82,7 +82,7 @@ def read_truth(run: Directory, parts: list[str], captioner: AnnotationsConfig | 
             own = known[row["row"]]
             for text in own["captions"] or []:
                 lead = row["representative"] or row["uid"]
-                truth.alt.setdefault((lead, text), own[_FAULT])
+                truth.alt.setdefault(lead, {}).setdefault(text, own[_FAULT])
             if row["reason"] is None:
                 truth.add(row["uid"], own[_ANNOTATIONS], truthful)
     return truth

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,8 @@ from pipeline.scorers.config import LinearAlignmentConfig, ScoreConfig
 from pipeline.settings import ConfigError
 from pipeline.sources.scenes.config import ScenesConfig
 from pipeline.sources.scenes.world import scene
-from pipeline.stages.task import tables_of
+from pipeline.stages.score import score
+from pipeline.stages.task import Task, tables_of
 from pipeline.storage import Directory
 
 scores = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.77, 1.0]) | st.floats(0, 1), max_size=30)
@@ -43,12 +45,12 @@ def test_swapped_captions_are_told_from_right_ones(world: WorldRun) -> None:
     assert 0.2 < sum(world.swapped.values()) / len(world.swapped) < 0.4
     measured = bars(world)
     sets, single = measured["caption set"], measured["alt text, two or more things"]
-    for score in ("alignment", "quality"):
-        assert (sets[score] or 0) > 0.92
-        assert (single[score] or 0) > 0.87
+    for name in ("alignment", "quality"):
+        assert (sets[name] or 0) > 0.92
+        assert (single[name] or 0) > 0.87
     # Captions that were swapped together agree with each other, and are as well worded.
-    for score in ("agreement", "wording"):
-        assert abs((single[score] or 0) - 0.5) < 0.1
+    for name in ("agreement", "wording"):
+        assert abs((single[name] or 0) - 0.5) < 0.1
     assert "| caption set |" in table(measured)
 
 
@@ -64,6 +66,21 @@ def test_every_score_is_measured_against_every_fault(found: Calibration) -> None
     assert (groups["sets"].aucs()["swapped"]["alignment"] or 0) > 0.9
     assert groups["made"].counts[RIGHT] > 60
     assert found.reliability("alignment")["even"][1] < 0.2
+
+
+def test_alt_texts_that_were_dropped_are_scored_too(tmp_path: Path) -> None:
+    config = ScoreConfig(alignment=LinearAlignmentConfig(folds=2, text_width=64, components=8))
+    world = scored_world(Directory(tmp_path / "run"), 80, 0.3, config, generated=4)
+    selected = tables_of(world.run, "select").read_table("00000.parquet").to_pylist()
+    for row in selected:
+        row["captions"] = [] if world.swapped[row["uid"]] else row["captions"]
+    table = pa.Table.from_pylist(selected)
+    tables_of(world.run, "select").write_table("00000.parquet", table)
+    score(Task(world.run, "score", "again"), "00000", config)
+    dropped = calibrate(world.run, images=4).groups()["dropped"]
+    assert dropped.counts["swapped"] == sum(world.swapped.values())
+    assert dropped.counts[RIGHT] == 80 - dropped.counts["swapped"]
+    assert len(dropped.values["swapped"]["wording"]) == dropped.counts["swapped"]
 
 
 def test_a_calibration_is_written_as_numbers_table_and_picture(
