@@ -107,6 +107,10 @@ def _examples_of(
         return []
     sources = {row["row"]: row for row in _rows(tables, "download", rows, _COLUMNS)}
     scored = {row["row"]: row["captions"] for row in _rows(tables, "score", rows, None)}
+    verdicts = {
+        row["row"]: row["caption_reasons"]
+        for row in _rows(tables, "choose", rows, ["row", "caption_reasons"])
+    }
     written = _written(tables, [source["uid"] for source in sources.values() if source["uid"]])
     copies = {
         row["row"]: row["representative"]
@@ -120,6 +124,9 @@ def _examples_of(
             continue
         kind, reason = group
         late = written.get(source["uid"]) if pick.origin == "recaption" else scored.get(pick.row)
+        if kind == KEPT:  # those that end in a shard
+            pairs = zip(late or [], verdicts[pick.row], strict=True)
+            late = [caption for caption, verdict in pairs if verdict is None]
         captions = _captions(pick, kind, source, late or [])
         finding = measured.finding(kind, reason, pick, captions)
         image = None

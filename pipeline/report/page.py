@@ -233,7 +233,8 @@ def _cards(
 def _scores(scores: dict[str, float]) -> tuple[str, str]:
     """Return quality, which decides the order, and the other scores."""
     quality = f"{scores['quality']:.2f}" if "quality" in scores else ""
-    others = [f"{name} {value:.2f}" for name, value in scores.items() if name != "quality"]
+    # No-break spaces: a line ends between scores, not between a score and its value.
+    others = [f"{name}\u00a0{value:.2f}" for name, value in scores.items() if name != "quality"]
     return quality, " · ".join(others)
 
 

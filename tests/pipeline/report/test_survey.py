@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import tracemalloc
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.report.examples import read_examples
 from pipeline.report.fates import Fates
 from pipeline.report.measures import IMAGE, SCORE, Measure
-from pipeline.report.picks import Picks
+from pipeline.report.picks import KEPT, Picks
 from pipeline.report.state import read_state
 from pipeline.report.survey import Survey
 from pipeline.storage import Directory
@@ -62,3 +65,28 @@ def test_memory_does_not_grow_with_rows(run: Path) -> None:
 
     peak(1)  # what is imported and cached at first use
     assert peak(12) <= 1.1 * peak(2)
+
+
+def test_kept_examples_show_what_ends_in_a_shard(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    dropped: dict[int, list[str]] = {}
+    for path in sorted((copy / "tables" / "choose").glob("0*.parquet")):
+        table, scored = pq.read_table(path), pq.read_table(copy / "tables" / "score" / path.name)
+        reasons = [["low_quality", *row[1:]] for row in table["caption_reasons"].to_pylist()]
+        place = table.schema.get_field_index("caption_reasons")
+        kind = table.schema.field(place).type
+        pq.write_table(table.set_column(place, "caption_reasons", pa.array(reasons, kind)), path)
+        for row in scored.to_pylist():
+            dropped[row["row"]] = row["captions"][0]["text"]
+    state = read_state(Directory(copy))
+    fates = Fates(Picks(10, 10))
+    for part in state.tables():
+        fates.add(part)
+    examples = read_examples(state.tables(), fates, state.config)
+    kept = examples[KEPT, ""]
+    assert len(kept) == 10
+    for example in kept:
+        assert dropped[example.row] not in [caption.text for caption in example.captions]
+    by_kind = [g for (kind, reason), g in examples.items() if reason == "low_quality"]
+    assert {len(e.captions) for group in by_kind for e in group} == {1}
+    assert all(e.captions[0].text == dropped[e.row] for group in by_kind for e in group)
