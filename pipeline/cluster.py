@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -68,6 +68,24 @@ class ClusterConfig(Settings):
                 "there (dask worker --resources GPU=1)"
             )
         return self
+
+
+def check_resources(config: ClusterConfig, needed: Mapping[str, Mapping[str, float]]) -> None:
+    """Raise `ConfigError` if a stage needs what no worker will offer: it would wait for ever.
+
+    `needed` maps config keys, such as `recaption.resources`, to their values. Nothing is known of
+    the workers that an existing scheduler has or will have.
+    """
+    if config.address:
+        return
+    for key, resources in needed.items():
+        for name, count in resources.items():
+            offered = config.worker_resources.get(name, 0)
+            if offered < count:
+                raise ConfigError(
+                    f"{key}: needs {name}: {count:g}, but a worker offers {offered:g}; set "
+                    f"cluster.worker_resources={{{name}: {count:g}}}"
+                )
 
 
 @contextmanager

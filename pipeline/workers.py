@@ -36,7 +36,8 @@ def guarded(client: Any) -> Iterator[None]:
     worker that joins later and does not fit says so in its own log and ends.
     """
     fault = _fault_finder(code_digest(), platform.python_version_tuple()[:2])
-    for found in client.run(fault).values():
+    # A worker that leaves while it is asked is none of ours any more.
+    for found in client.run(fault, on_error="ignore").values():
         if found is not None:
             raise ConfigError(f"cluster: {found}")
     client.register_plugin(_doorkeeper(fault), name=_PLUGIN)
