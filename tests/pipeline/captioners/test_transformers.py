@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 from pipeline.captioners import vision_language
-from pipeline.captioners.answers import Answer
+from pipeline.captioners.answers import Answer, Answers
 from pipeline.captioners.request import CaptionRequest, CaptionResult
+from pipeline.captioners.sampling import RowSampler
 from pipeline.captioners.transformers import TransformersCaptioner, TransformersConfig
-from pipeline.captioners.vision_language import load_model
+from pipeline.captioners.vision_language import ImageBatch, load_model
 from pipeline.settings import ConfigError, build
 
 # pytest's importlib mode puts no test folder on the path.
@@ -97,11 +100,144 @@ def test_every_family_captions_and_batches_do_not_matter(
     assert any(result.captions for result in results[0])
 
 
-def test_left_padding_keeps_answers(folders: dict[str, Path]) -> None:
+def test_prompts_are_padded_on_the_left(folders: dict[str, Path]) -> None:
     model = load_model(str(folders["llava"]), "auto", "cpu")
     assert model.chats
-    assert model.tokenizer.padding_side == "left"
     assert not model.model.training
+    short, long = model.tokenizer(["a", "a red dog"], padding=True)["input_ids"]
+    assert len(short) == len(long)
+    assert short[-1] == long[0] and short[0] == model.tokenizer.pad_token_id
+
+
+def test_the_papers_prompts_are_the_default_and_reach_the_model(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build(TransformersConfig, {"model": str(folders["llava"]), "device": "cpu"})
+    assert list(config.prompts.values()) == [
+        "Describe the image in short.", "Describe the image in detail."
+    ]  # fmt: skip
+    model = load_model(str(folders["llava"]), "auto", "cpu")
+    batch = ImageBatch(_pictures(2), PROMPTS["short"], [0, 0])
+    words = model.tokenizer.batch_decode(model.prepare(batch)["input_ids"])
+    assert len(set(words)) == 1
+    said = [word for word in words[0].split() if word != "<image>"]
+    assert said == ["user", ":", "describe", "the", "image", "in", "short"]
+
+
+def _pictures(count: int) -> list[Any]:
+    return [Image.new("RGB", (40 + n, 30), (n, n, n)) for n in range(count)]
+
+
+def test_a_sampled_answer_does_not_depend_on_its_batch(folders: dict[str, Path]) -> None:
+    def run(size: int, order: int = 1, **changes: Any) -> dict[str, CaptionResult]:
+        settings = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 10, **changes}
+        config = _config(folders["llava"], batch_size=size, **settings)
+        requests = _requests(5)[::order]
+        results = TransformersCaptioner(config).caption(requests)
+        return {request.uid: result for request, result in zip(requests, results, strict=True)}
+
+    alone = run(1)
+    assert run(2) == run(5) == run(3, order=-1) == alone
+    assert run(2, seed=1) != alone
+    assert len({str(result.captions) for result in alone.values()}) > 1
+    greedy = _config(folders["llava"], max_new_tokens=10)
+    almost_greedy = run(2, temperature=1.0, top_p=1e-6)
+    assert list(almost_greedy.values()) == TransformersCaptioner(greedy).caption(_requests(5))
+
+
+def test_memory_running_out_changes_no_sampled_answer(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(folders["llava"], batch_size=4, do_sample=True, max_new_tokens=8)
+    expected = TransformersCaptioner(config).caption(_requests(5))
+    model = load_model(str(folders["llava"]), "auto", "cpu")
+    whole, sizes = model.generate, []
+
+    def generate(batch: Any, inputs: Any, decoding: Any) -> Any:
+        sizes.append(len(batch.pictures))
+        if len(batch.pictures) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(batch, inputs, decoding)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert TransformersCaptioner(config).caption(_requests(5)) == expected
+    assert sizes[:3] == [4, 2, 2] and max(sizes[1:]) == 2
+
+
+def test_draws_follow_the_distribution_and_the_nucleus() -> None:
+    shares = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    count = 4000
+    scores = shares.log().expand(count, -1)
+
+    def drawn(temperature: float, top_p: float) -> torch.Tensor:
+        sampler = RowSampler(range(count), temperature, top_p)
+        chosen = sampler(torch.zeros(count, 1), scores)
+        assert bool((torch.isfinite(chosen).sum(dim=1) == 1).all())
+        return torch.bincount(chosen.argmax(dim=1), minlength=4) / count
+
+    assert torch.allclose(drawn(1.0, 1.0), shares, atol=0.03)
+    squared = shares.square() / shares.square().sum()
+    assert torch.allclose(drawn(0.5, 1.0), squared, atol=0.03)
+    assert torch.allclose(drawn(1.0, 0.7), torch.tensor([0.625, 0.375, 0, 0]), atol=0.03)
+    assert drawn(1.0, 0.4).tolist() == [1, 0, 0, 0]
+
+
+def test_decoding_settings_reach_generate(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(str(folders["llava"]), "auto", "cpu")
+    seen: list[dict[str, Any]] = []
+    whole = model.model.generate
+
+    def generate(**arguments: Any) -> Any:
+        seen.append(arguments)
+        return whole(**arguments)
+
+    monkeypatch.setattr(model.model, "generate", generate)
+    settings = {"num_beams": 2, "length_penalty": 2.0, "repetition_penalty": 1.5}
+    TransformersCaptioner(_config(folders["llava"], **settings)).caption(_requests(1))
+    assert {key: seen[0][key] for key in settings} == settings
+    assert seen[0]["max_new_tokens"] == 6 and seen[0]["do_sample"] is False
+
+
+def test_tokens_and_the_time_of_generating_are_counted(
+    folders: dict[str, Path],
+) -> None:
+    for name in ("blip", "llava", "vit_gpt2"):
+        prompts = {"short": "" if name == "vit_gpt2" else "a red dog on"}
+        answers = Answers()
+        config = _config(folders[name], prompts=prompts, max_new_tokens=5)
+        TransformersCaptioner(config).caption(_requests(3), answers)
+        costs = answers.bill()
+        assert costs.asked == 3
+        assert 3 <= costs.tokens <= 15
+        assert costs.busy_s > 0 and costs.gpu_s == 0
+
+
+def test_bf16_is_used_where_it_is_asked_for(folders: dict[str, Path]) -> None:
+    captioner = TransformersCaptioner(_config(folders["llava"], dtype="bf16"))
+    results = captioner.caption(_requests(2))
+    model = load_model(str(folders["llava"]), "bf16", "cpu")
+    assert {weight.dtype for weight in model.model.parameters()} == {torch.bfloat16}
+    assert all(bool(result.captions) == (result.error is None) for result in results)
+
+
+def test_the_revision_is_the_hubs(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    whole = transformers.AutoConfig.from_pretrained
+
+    def from_pretrained(name: str, **arguments: Any) -> Any:
+        asked.append(arguments.get("revision"))
+        return whole(name, **arguments)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    TransformersCaptioner(_config(folders["llava"], revision="v1.0")).caption(_requests(1))
+    assert asked[0] == "v1.0"
+    default = _config(folders["llava"])
+    assert default.question("x") != _config(folders["llava"], revision="v1.0").question("x")
+    assert default.question("x") == _config(folders["llava"], batch_size=3).question("x")
 
 
 def test_sampling_is_a_function_of_the_seed(folders: dict[str, Path]) -> None:
@@ -220,6 +356,9 @@ def test_the_model_loads_once_and_the_captioner_travels(folders: dict[str, Path]
         ({"model": "/no/such/folder"}, r"captioner\.model: folder /no/such/folder does not exist"),
         ({"prompts": {"In Short": "x"}}, "lower-case"),
         ({"temperature": 0.5}, "do_sample: true"),
+        ({"top_p": 0.5}, "top_p has no effect"),
+        ({"do_sample": True, "num_beams": 2}, "set num_beams: 1"),
+        ({"length_penalty": 2.0}, "set num_beams: 2"),
         ({"device": "gpu"}, "allowed: auto"),
         ({"dtype": "fp8"}, "allowed: auto"),
     ],
