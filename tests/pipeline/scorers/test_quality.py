@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline.schema import SCORES
 from pipeline.scorers.config import QualityConfig, ScoreConfig
+from pipeline.scorers.embedding import EmbedConfig
 from pipeline.scorers.language import language_scores
 from pipeline.scorers.quality import quality_score
 from pipeline.settings import ConfigError, build
@@ -71,8 +72,27 @@ def test_language_score_is_the_probability_of_the_wanted_languages() -> None:
         ({"quality": dict.fromkeys(NAMES, 0.0)}, "all weights are 0"),
         ({"alignment": {"kind": "clipp"}}, "allowed: linear"),
         ({"quality": {"alignement": 1.0}}, "did you mean quality.alignment"),
+        ({"agreement": {"kind": "encode"}}, "did you mean encoder"),
+        ({"agreement": {"kind": "encoder"}}, r"agreement.model: required"),
+        ({"agreement": {"kind": "encoder", "model": " "}}, "model: empty"),
+        ({"agreement": {"kind": "encoder", "model": "x", "device": "gpu"}}, "allowed: auto, cpu"),
+        ({"fit_images": 0}, "fit_images"),
     ],
 )
 def test_config_errors_name_the_key_and_the_fix(data: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(ScoreConfig, data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "model: required"),
+        ({"model": ""}, "model: empty"),
+        ({"model": "x", "device": "gpu"}, "allowed: auto, cpu"),
+        ({"model": "x", "batchsize": 1}, "did you mean batch_size"),
+    ],
+)
+def test_embed_errors_name_the_key_and_the_fix(data: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(EmbedConfig, data)
