@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from pipeline.cluster import ClusterConfig, connect, slurm_cluster
+from pipeline.cluster import ClusterConfig, check_resources, connect, slurm_cluster
 from pipeline.settings import ConfigError, build
 from pipeline.workers import code_digest
 
@@ -167,6 +167,35 @@ def test_no_scheduler_is_a_named_error() -> None:
 def test_impossible_combinations(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**options)
+
+
+def test_resources_that_no_worker_offers_are_refused() -> None:
+    needed = {"download.resources": {}, "recaption.resources": {"GPU": 1.0}}
+    with pytest.raises(ConfigError, match=r"recaption\.resources: needs GPU: 1, .* offers 0; set"):
+        check_resources(config(), needed)
+    with pytest.raises(ConfigError, match=r"worker_resources=.GPU: 1."):
+        check_resources(config(worker_resources={"GPU": 0.5}), needed)
+    check_resources(config(worker_resources={"GPU": 1}), needed)
+    check_resources(config(address="tcp://h:1"), needed)
+
+
+def test_tasks_go_to_the_workers_that_have_what_they_need(processes: Processes) -> None:
+    processes.worker()
+    processes.worker("--resources", "GPU=1")
+    with connect(config(address=processes.address), None) as client:
+        wait_until(lambda: len(workers_of(client)) == 2)
+        with_gpu = {a for a, w in workers_of(client).items() if w["resources"]}
+        tasks = [client.submit(pow, 2, n, resources={"GPU": 1}, pure=False) for n in range(6)]
+        assert [task.result(timeout=60) for task in tasks] == [2**n for n in range(6)]
+        ran = {address for held in client.who_has(tasks).values() for address in held}
+        assert ran == with_gpu
+
+
+def test_the_embedded_cluster_offers_what_it_is_told() -> None:
+    with connect(config(workers=1, worker_resources={"GPU": 2}, dashboard=None), None) as client:
+        (worker,) = workers_of(client).values()
+        assert worker["resources"] == {"GPU": 2}
+        assert worker["nthreads"] == 1
 
 
 SLURM = {"queue": "gpu", "account": "lab", "cores": 8, "memory": "64GB", "walltime": "04:00:00"}
