@@ -1,7 +1,7 @@
 """Whether an image file is animated, from its structure alone.
 
-img2dataset stores what it had to convert or resize as one still frame, so most animations can only
-be seen in the bytes as fetched; in shards made elsewhere they may still be there.
+What has to be converted or resized is stored as one still frame, so most animations can only be
+seen in the bytes as fetched; `download` and `adopt` look there and note it in their table.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class ImageFilterConfig(Settings):
     )
     drop_animated: bool = Field(
         default=True,
-        description="drop animated WebP and PNG: their captions speak of more than the first "
-        "frame, all that is trained on (ours)",
+        description="drop animated GIF, WebP and PNG: their captions speak of more than the first "
+        "frame, all that is stored (ours)",
     )
     min_sharpness: float | None = Field(
         default=None,
@@ -203,15 +203,15 @@ class SemanticConfig(Settings):
         default=0.95,
         gt=0,
         le=1,
-        description="cosine of two images' embeddings, at least (SemDeDup, Abbas et al. 2023, "
-        "section 4: 0.95 removes about a third of LAION)",
+        description="cosine of two images' embeddings, at least (the rule is SemDeDup's, Abbas et "
+        "al. 2023; the number is ours and depends on the model)",
     )
     cluster_size: int = Field(
         default=1000,
         ge=2,
         le=20_000,
         description="images are compared within k-means clusters of at most so many; cost and "
-        "recall grow with it (SemDeDup: 8,800 on average) [images]",
+        "recall grow with it (SemDeDup: 50,000 clusters of 440 million) [images]",
     )
     seed: int = Field(default=0, ge=0, description="of the k-means starting points")
 

@@ -51,10 +51,10 @@ def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 #: Preset -> what it sets of `FilterConfig`; all else has the defaults.
 PRESETS: Final[dict[str, dict[str, Any]]] = {
-    # Every filter that can be off is off: what "no filtering" means in DataComp's table 3.
+    # Every filter that can be off is off: "no filtering" of DataComp's tables.
     "none": _OFF,
-    # Gadre et al. 2023, section 3.2 and appendix: English, more than 2 words and 5 characters,
-    # shorter side of 200 px, aspect of 3. An image goes with its caption.
+    # Gadre et al. 2023 (arXiv 2304.14108), "basic filtering": English, more than 2 words and
+    # 5 characters, shorter side of 200 px, aspect of 3. An image goes with its caption.
     "datacomp-basic": merged(
         _OFF,
         {
@@ -63,8 +63,8 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
             "on_bad_caption": "drop_image",
         },
     ),
-    # Schuhmann et al. 2022, section 3.2: texts of 5 characters, English, CLIP ViT-B/32 cosine of
-    # 0.28. Their floor of 5 kB a file is not here: stored images are encoded again.
+    # Schuhmann et al. 2022 (arXiv 2210.08402): texts of 5 characters, English, CLIP ViT-B/32
+    # cosine of 0.28. Their floor of 5 kB a file is not here: stored images are encoded again.
     "laion": merged(
         _OFF,
         {

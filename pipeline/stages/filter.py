@@ -39,6 +39,10 @@ SCHEMA = pa.schema(
 )
 
 
+_READ = ["row", "uid", "split", "reason", "captions", "animated", "raw"]
+_READ += ["image_offset", "image_size"]
+
+
 def measured_settings(config: FilterConfig) -> dict[str, Any]:
     """Return the settings that change a measure: all others are thresholds, applied later."""
     return {
@@ -52,8 +56,7 @@ def measure(task: Task, part: str, config: FilterConfig, features: bool) -> Stag
 
     With `features`, which `alignment: linear` needs, the image features are a measure too.
     """
-    columns = ["row", "uid", "split", "reason", "captions", "raw", "image_offset", "image_size"]
-    outcome = tables_of(task.run, "download").read_table(f"{part}.parquet", columns)
+    outcome = tables_of(task.run, "download").read_table(f"{part}.parquet", _READ)
     fetched = outcome.filter(pc.is_null(outcome["reason"]))
     images = read_images(task.run, fetched)
     measures = image_table([measure_image(data, config.image.max_pixels) for data in images])
@@ -61,8 +64,10 @@ def measure(task: Task, part: str, config: FilterConfig, features: bool) -> Stag
         fetched["captions"].combine_chunks(), config.caption.word_classes
     )
     own = fetched.select(["row", "uid", "split"])
-    arrays = [*own.columns, *measures.columns, captions, signatures]
-    table = pa.table(arrays, schema=SCHEMA)
+    table = pa.table([*own.columns, *measures.columns, captions, signatures], schema=SCHEMA)
+    # What was stored as one still frame may have been fetched as many.
+    moving = pc.or_kleene(measures["animated"], fetched["animated"])
+    table = table.set_column(table.schema.get_field_index("animated"), "animated", moving)
     if features:
         table = table.append_column("features", _features(images))
     task.write(part, table)

@@ -53,6 +53,7 @@ def fetch(run: Directory, source: ScenesSource) -> list[str]:
             **{name: rows[name] for name in rows.column_names},
             "row": pa.array(range(part.first_row, part.first_row + len(faults)), pa.int64()),
             "reason": pa.array([f if f in UNFETCHED else None for f in faults], pa.string()),
+            "animated": pa.array([False] * len(faults)),
             "raw": pa.array([f"{part.name}.tar"] * len(faults)),
             **columns,
         }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.filters.config import FilterConfig
@@ -137,6 +137,7 @@ IMAGE = st.builds(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     parts=st.lists(st.lists(IMAGE, max_size=6), min_size=1, max_size=3),
     least=st.integers(0, 2),

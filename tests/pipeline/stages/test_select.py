@@ -241,7 +241,7 @@ ROW = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     parts=st.lists(st.lists(ROW, max_size=6), min_size=1, max_size=3),
     drop_image=st.booleans(),
