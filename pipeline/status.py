@@ -11,7 +11,7 @@ from pipeline.report.fates import Fates
 from pipeline.report.meanings import meaning
 from pipeline.report.measures import number
 from pipeline.report.picks import ALT_TEXT, DROPPED, FAILED, WRITTEN, Picks
-from pipeline.report.sections import duration
+from pipeline.report.sections import duration, sums
 from pipeline.report.state import RunState, read_state
 from pipeline.report.visible import visible, without_secrets
 from pipeline.stages.task import SHARDS
@@ -113,20 +113,19 @@ def _errors(state: RunState) -> list[str]:
 
 
 def _funnel(state: RunState, fates: Fates) -> list[str]:
-    try:
-        counted = fates.funnel()
-    except AssertionError:  # a table was replaced between two reads
-        return ["the tables are being written; try again"]
-    waiting = counted.pop("waiting")
+    counted = fates.funnel()
+    lines = []
     if state.finished and state.manifest is not None:
         final = state.manifest["funnel"]
-        lines = [format_funnel(final)]
-        if counted != final:
-            lines.append("the tables have changed since; they would give:")
-            lines.append(format_funnel(counted))
-        return lines
-    lines = ["so far:", format_funnel(counted)]
-    return lines + [f"{'waiting for ' + s:<36}{n:>12,}" for s, n in sorted(waiting.items())]
+        lines.append(format_funnel(final))
+        if {k: v for k, v in counted.items() if k != "waiting"} == final:
+            return lines
+        lines.append("\nthe tables have changed since; they give:")
+    lines += ["so far:", format_funnel(counted)]
+    lines += [f"{'waiting for ' + stage:<36}{n:>12,}" for stage, n in counted["waiting"].items()]
+    broken = [each.text for each in sums(counted, None) if not each.holds]
+    # A table may have been replaced between two reads; else something is damaged.
+    return lines + [f"does not add up: {text}" for text in broken]
 
 
 def _group(title: str, kind: str, reason: str, examples: list[Example]) -> list[str]:

@@ -44,6 +44,12 @@ class StageActivity:
         return self.counts[self.unit] if self.unit else 0
 
     @property
+    def retries(self) -> int:
+        """Return the further tries inside tasks (fetches, requests), where a stage reports them."""
+        figures = sum(v for name, v in self.figures.items() if name.endswith("retries"))
+        return self.counts["retries"] + round(figures)
+
+    @property
     def rate(self) -> float:
         """Return units per second of span; 0 where nothing was timed."""
         return self.done / self.span if self.span else 0.0

@@ -61,6 +61,7 @@ class StageRow:
     done: str
     rate: str
     bytes_rate: str
+    retries: str
     errors: int
 
 
@@ -151,6 +152,7 @@ def stage_rows(activity: Activity) -> list[StageRow]:
                 done=f"{stage.done:,} {stage.unit}" if stage.unit else "–",
                 rate=f"{number(stage.rate)}" if stage.rate else "–",
                 bytes_rate=f"{number(per_second / 1e6)}" if per_second else "–",
+                retries=f"{stage.retries:,}",
                 errors=stage.errors,
             )
         )

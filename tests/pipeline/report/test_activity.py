@@ -24,7 +24,14 @@ def run(tmp_path: Path) -> Directory:
     lines = [
         event("download", "00000", 1010, 10, counts={"rows": 100}, bytes=500),
         event("download", "00001", 1015, 10, counts={"rows": 100}, bytes=500),
-        event("recaption", "00000", 1020, 4, counts={"captions": 8}, figures={"tokens": 40.0}),
+        event(
+            "recaption",
+            "00000",
+            1020,
+            4,
+            counts={"captions": 8},
+            figures={"tokens": 40.0, "vlm_retries": 3.0},
+        ),
         event("download", "00002", 1020, 0, error="OSError: disk"),
         # An hour later somebody goes on.
         event("download", "00002", 4620, 10, counts={"rows": 100}, bytes=500),
@@ -43,6 +50,7 @@ def test_spans_leave_out_pauses_and_count_overlaps_once(run: Directory) -> None:
     assert download.rate == 300 / 25
     assert activity.span == 15 + 4 + 10 + 6  # between the tasks nothing ran
     assert activity.stages["recaption"].figures["tokens"] == 100
+    assert activity.stages["recaption"].retries == 3
 
 
 def test_errors_are_those_of_the_last_try(run: Directory) -> None:
