@@ -18,6 +18,7 @@ INVERSES: Final = {
     "behind": "in front of",
 }
 _CLEARLY_APART: Final = 0.2  # of the image's side, before boxes alone justify a relation
+_OVER_EDGE: Final = 0.01  # of the image's side, how far a box in pixels may stand over
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,22 @@ class SceneGraph:
 
 
 def parse(annotations: str) -> SceneGraph:
-    """Read the JSON of the `annotations` column (docs/architecture.md).
+    """Read the JSON of the `annotations` column (docs/architecture.md), and what is near it.
 
     Everything but the objects' categories may be missing; missing relations are taken from the
-    boxes. Raises ValueError for anything malformed.
+    boxes. Also read: a plain list of class names or of objects in place of the whole; a class name
+    in place of an object; COCO's and Visual Genome's names of keys (`annotations`, `category_name`,
+    `name`, `names`, `relationships`, …); COCO's `bbox` (left, top, width, height in pixels, with
+    the image's `width` and `height` beside the objects; without them boxes are left out).
+    Raises ValueError for anything malformed.
     """
     try:
         data = json.loads(annotations)
-        things = tuple(_thing(item) for item in data["objects"])
-        given = data.get("relations")
+        if isinstance(data, list):
+            data = {"objects": data}
+        size = (data.get("width"), data.get("height"))
+        things = tuple(_thing(item, size) for item in _either(data, "objects", "annotations"))
+        given = data.get("relations", data.get("relationships"))
         relations = (
             _relations_of_boxes(things)
             if given is None
@@ -55,8 +63,13 @@ def parse(annotations: str) -> SceneGraph:
         )
         background = data.get("background")
         return SceneGraph(things, relations, None if background is None else _word(background))
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"malformed annotations: {error!r}") from error
+
+
+def _either(item: Any, *names: str) -> Any:
+    """Return the value under the first of the names that is there; raises KeyError."""
+    return item[next((name for name in names if name in item), names[0])]
 
 
 def _word(value: Any) -> str:
@@ -65,13 +78,32 @@ def _word(value: Any) -> str:
     return " ".join(value.split())
 
 
-def _thing(item: Any) -> Thing:
-    box = item.get("box")
+def _thing(item: Any, size: tuple[Any, Any]) -> Thing:
+    if isinstance(item, str):
+        return Thing(_word(item))
+    category = _either(item, "category", "category_name", "label", "name", "names")
+    attributes = item.get("attributes") or ()
     return Thing(
-        category=_word(item["category"]),
-        attributes=tuple(_word(value) for value in item.get("attributes") or ()),
-        box=None if box is None else _box(box),
+        category=_word(category[0] if isinstance(category, list) else category),
+        attributes=tuple(map(_word, [attributes] if isinstance(attributes, str) else attributes)),
+        box=_box_of(item, size),
     )
+
+
+def _box_of(item: Any, size: tuple[Any, Any]) -> Box | None:
+    if item.get("box") is not None:
+        return _box(item["box"])
+    values = item.get("bbox")
+    if values is None or None in size:
+        return None
+    left, top, width, height = (float(value) for value in values)
+    across, down = float(size[0]), float(size[1])
+    if not (across > 0 and down > 0):
+        raise ValueError(f"image of {across} x {down} pixels")
+    # Annotators' boxes may stand over the edge by a pixel or a rounding.
+    box = (left / across, top / down, (left + width) / across, (top + height) / down)
+    near = tuple(min(max(v, 0.0), 1.0) if -_OVER_EDGE <= v <= 1 + _OVER_EDGE else v for v in box)
+    return _box(near)
 
 
 def _box(values: Any) -> Box:
@@ -82,6 +114,8 @@ def _box(values: Any) -> Box:
 
 
 def _relation(item: Any, count: int) -> tuple[int, str, int]:
+    if isinstance(item, dict):
+        item = item["subject"], item["predicate"], item["object"]
     subject, predicate, other = item
     if not all(type(n) is int and 0 <= n < count for n in (subject, other)) or subject == other:
         raise ValueError(f"relation {item} must join two objects by their numbers")

@@ -115,6 +115,50 @@ def test_class_names_and_boxes_are_enough() -> None:
     assert not any(form in ("background", "attribute") for _, form in result.captions)
 
 
+def test_a_plain_list_of_class_names_is_enough() -> None:
+    texts = {
+        text for text, _ in caption('["dog", "dog", " traffic  light "]', max_captions=64).captions
+    }
+    assert any("two dogs" in text.lower() for text in texts)
+    assert any("a traffic light" in text.lower() for text in texts)
+    assert parse('["dog"]') == parse('{"objects": [{"category": "dog"}]}')
+
+
+def test_boxes_as_coco_has_them() -> None:
+    coco = {
+        "width": 640,
+        "height": 480,
+        "annotations": [
+            {"category_name": "dog", "bbox": [0, 120, 160, 240], "iscrowd": 0, "id": 1},
+            {"name": "cat", "bbox": [480, 120, 160.4, 240]},
+        ],
+    }
+    graph = parse(json.dumps(coco))
+    assert [thing.box for thing in graph.things] == [(0, 0.25, 0.25, 0.75), (0.75, 0.25, 1, 0.75)]
+    assert graph.relations == ((0, "left of", 1),)
+    texts = " ".join(text for text, _ in caption(json.dumps(coco), max_captions=64).captions)
+    assert "dog is on the left side of the picture" in texts
+    # Pixels mean nothing without the image's size: the objects are told, not where they are.
+    del coco["width"]
+    assert [thing.box for thing in parse(json.dumps(coco)).things] == [None, None]
+
+
+def test_scene_graphs_as_visual_genome_has_them() -> None:
+    graph = parse(
+        json.dumps(
+            {
+                "objects": [
+                    {"names": ["man", "person"], "attributes": "tall", "x": 3, "y": 4},
+                    {"names": ["horse"], "attributes": ["brown"]},
+                ],
+                "relationships": [{"subject": 0, "predicate": "riding", "object": 1}],
+            }
+        )
+    )
+    assert graph.things == (Thing("man", ("tall",)), Thing("horse", ("brown",)))
+    assert graph.relations == ((0, "riding", 1),)
+
+
 def test_relation_that_is_a_verb_reads_as_one() -> None:
     annotations = json.dumps(
         {
@@ -135,8 +179,13 @@ def test_fewer_captions_are_the_first_of_more() -> None:
     [
         "",
         "{",
-        "[]",
         "3",
+        "[3]",
+        '["dog", ""]',
+        '{"objects": [{"names": []}]}',
+        '{"objects": [{"category": "dog", "bbox": [0, 0, 50, 10]}], "width": 20, "height": 20}',
+        '{"objects": [{"category": "dog", "bbox": [0, 0, 5, 1]}], "width": 0, "height": 20}',
+        '{"objects": ["dog"], "relations": [{"subject": 0, "object": 1}]}',
         "{}",
         '{"objects": 3}',
         '{"objects": [3]}',
@@ -157,7 +206,7 @@ def test_malformed_annotations_are_an_error_of_that_image_alone(annotations: str
     assert fine.error is None and fine.captions
 
 
-@pytest.mark.parametrize("annotations", [None, '{"background": null, "objects": []}'])
+@pytest.mark.parametrize("annotations", [None, "[]", '{"background": null, "objects": []}'])
 def test_nothing_to_tell_is_no_annotations(annotations: str | None) -> None:
     assert caption(annotations) == CaptionResult([], "no_annotations")
 
