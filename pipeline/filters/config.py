@@ -155,7 +155,7 @@ class CaptionFilterConfig(Settings):
     )
     word_classes: bool = Field(
         default=False,
-        description="measure the three shares below, which takes more than twice as long as all "
+        description="measure the three shares below, which takes about twice as long as all "
         "other measures of a caption (Data-Juicer measures them with spaCy)",
     )
     min_noun_share: float | None = Field(
