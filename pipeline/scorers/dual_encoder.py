@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,13 @@ from pipeline.settings import ConfigError
 
 Floats = NDArray[np.float32]
 _LOADING: Final = threading.Lock()
-_DECODERS: Final = 4  # threads that decode pictures; Pillow decodes outside the interpreter's lock
+#: Threads that decode and resize pictures; both work outside the interpreter's lock.
+_PREPARERS: Final = min(8, os.cpu_count() or 1)
+
+#: Images that are not embedded: processors take a side of 1 or 3 pixels for the colours, and resize
+#: the shorter side, which makes a strip of 10,000 x 8 px a picture of 10⁸.
+_SHORTEST: Final = 8  # px
+_LONGEST_ASPECT: Final = 20.0
 
 
 def load_dual_encoder(config: EmbedConfig) -> DualEncoder:
@@ -73,16 +80,16 @@ class DualEncoder:
         self.width = int(self.texts(["a"]).shape[1])
 
     def images(self, encoded: Sequence[bytes]) -> tuple[Floats, NDArray[np.bool_]]:
-        """Return (n, D) float32 unit vectors of encoded images, and (n,) which were decoded.
+        """Return (n, D) float32 unit vectors of encoded images, and (n,) which have one.
 
-        Rows that could not be decoded are zero.
+        Rows of zeros could not be decoded, or are slivers (`_SHORTEST`, `_LONGEST_ASPECT`).
         """
-        with ThreadPoolExecutor(_DECODERS) as pool:
-            pictures = list(pool.map(_decode, encoded))
-        sound = np.array([picture is not None for picture in pictures], bool)
-        whole = [picture for picture in pictures if picture is not None]
+        with ThreadPoolExecutor(_PREPARERS) as pool:
+            prepared = list(pool.map(self._prepare, encoded))
+        sound = np.array([inputs is not None for inputs in prepared], bool)
+        whole = [inputs for inputs in prepared if inputs is not None]
         vectors = in_batches(whole, self.config.batch_size, self._run_images)
-        found = np.zeros((len(pictures), self.width), np.float32)
+        found = np.zeros((len(prepared), self.width), np.float32)
         if whole:
             found[sound] = vectors
         return found, sound
@@ -95,8 +102,17 @@ class DualEncoder:
         """
         return in_batches(texts, self.config.batch_size, self._run_texts)
 
-    def _run_images(self, pictures: Sequence[Any]) -> Floats:
-        inputs = self.processor(images=list(pictures), return_tensors="pt")
+    def _prepare(self, data: bytes) -> dict[str, Any] | None:
+        """Return one image as the model takes it, so that its full size is soon forgotten."""
+        picture = _decode(data)
+        if picture is None:
+            return None
+        return dict(self.processor(images=picture, return_tensors="pt"))
+
+    def _run_images(self, prepared: Sequence[dict[str, Any]]) -> Floats:
+        import torch
+
+        inputs = {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
         return self._vectors(self.model.get_image_features, inputs)
 
     def _run_texts(self, texts: Sequence[str]) -> Floats:
@@ -130,6 +146,9 @@ def _decode(data: bytes) -> Any | None:
 
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as picture:
+            short, long = sorted(picture.size)
+            if short < _SHORTEST or long > _LONGEST_ASPECT * short:
+                return None
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

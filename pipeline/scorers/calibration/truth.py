@@ -83,6 +83,6 @@ def read_truth(run: Directory, parts: list[str], captioner: AnnotationsConfig | 
             for text in own["captions"] or []:
                 lead = row["representative"] or row["uid"]
                 truth.alt.setdefault(lead, {}).setdefault(text, own[_FAULT])
-            if row["reason"] is None:
+            if row["reason"] is None and own[_ANNOTATIONS] is not None:
                 truth.add(row["uid"], own[_ANNOTATIONS], truthful)
     return truth

@@ -15,9 +15,9 @@ from pipeline.captioners.annotations import AnnotationsCaptioner, AnnotationsCon
 from pipeline.captioners.request import CaptionRequest
 from pipeline.config import PipelineConfig
 from pipeline.part import Part
-from pipeline.run import CONFIG
 from pipeline.schema import META_PREFIX, uid_of
 from pipeline.scorers.alignment_images import WIDTH, image_features
+from pipeline.scorers.calibration.measure import CONFIG
 from pipeline.scorers.config import ScoreConfig
 from pipeline.settings import build, to_yaml
 from pipeline.sources.scenes.alt_text import alt_text

@@ -100,6 +100,12 @@ def test_what_is_no_image_is_marked(folder: Path) -> None:
     assert empty.shape == (0,)
 
 
+def test_slivers_are_no_images(folder: Path) -> None:
+    sizes = [(3, 40), (40, 1), (400, 10), (8, 8), (160, 8)]
+    _, sound = encoder(folder).images([tiny.picture(0, size) for size in sizes])
+    assert sound.tolist() == [False, False, False, True, True]
+
+
 def test_text_vectors_are_means_of_the_encoders_states(bert: Path) -> None:
     config = EncoderAgreementConfig(model=str(bert), batch_size=2)
     found = load_text_encoder(config).encode(TEXTS)
