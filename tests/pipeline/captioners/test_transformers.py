@@ -109,6 +109,25 @@ def test_prompts_are_padded_on_the_left(folders: dict[str, Path]) -> None:
     assert short[-1] == long[0] and short[0] == model.tokenizer.pad_token_id
 
 
+def test_images_of_many_sizes_share_a_batch(tmp_path: Path) -> None:
+    folder = tiny.save_qwen2_vl(tmp_path / "qwen2_vl")
+    requests = [
+        CaptionRequest(f"{n:032x}", tiny.picture(20 * n, (40 + 40 * n, 30)), None) for n in range(4)
+    ]
+
+    def run(size: int) -> list[CaptionResult]:
+        config = _config(folder, batch_size=size, max_new_tokens=8)
+        return TransformersCaptioner(config).caption(requests)
+
+    assert run(4) == run(1)
+    model = load_model(str(folder), "auto", "cpu")
+    pictures = [Image.new("RGB", (40 + 40 * n, 30)) for n in range(4)]
+    laid_out = model.prepare(ImageBatch(pictures, PROMPTS["short"], [0] * 4))
+    padding = (laid_out["attention_mask"] == 0).sum(dim=1)
+    assert padding.max() > 0  # or the batch had nothing to pad
+    assert bool((laid_out["attention_mask"][:, -1] == 1).all())
+
+
 def test_the_papers_prompts_are_the_default_and_reach_the_model(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

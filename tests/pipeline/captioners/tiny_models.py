@@ -23,6 +23,11 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     VisionEncoderDecoderModel,
     ViTConfig,
     ViTImageProcessor,
@@ -49,9 +54,9 @@ def picture(shade: int, size: tuple[int, int] = (40, 30)) -> bytes:
     return sink.getvalue()
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a word-level tokenizer of `WORDS`."""
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+def tokenizer(more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Return a word-level tokenizer of `WORDS`, with some more special tokens."""
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *more, *WORDS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -62,7 +67,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         bos_token="[BOS]",
         eos_token="[EOS]",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=["<image>", *more],
     )
 
 
@@ -152,4 +157,38 @@ def save_vit_gpt2(folder: Path) -> Path:
     model.save_pretrained(folder)
     ViTImageProcessor(size=_size()).save_pretrained(folder)
     words.save_pretrained(folder)
+    return folder
+
+
+def save_qwen2_vl(folder: Path) -> Path:
+    """Save a Qwen2-VL: the number of an image's tokens depends on its size."""
+    torch.manual_seed(0)
+    marks = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    words = tokenizer(marks)
+    image, video, start, end = words.convert_tokens_to_ids(list(marks))
+    text = {
+        **TINY, "num_hidden_layers": 2, "num_key_value_heads": 2, "intermediate_size": 32,
+        "vocab_size": len(words), "max_position_embeddings": 512,
+        "rope_scaling": {"rope_type": "default", "type": "mrope", "mrope_section": [2, 3, 3]},
+        "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 14,
+        "mlp_ratio": 2,
+    }  # fmt: skip
+    config = Qwen2VLConfig(
+        text_config=text, vision_config=vision, image_token_id=image, video_token_id=video,
+        vision_start_token_id=start, vision_end_token_id=end,
+    )  # fmt: skip
+    model = Qwen2VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = words.eos_token_id
+    model.save_pretrained(folder)
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=16 * 28 * 28),
+        words,
+        Qwen2VLVideoProcessor(),
+        chat_template=TEMPLATE.replace("<image>", "<|vision_start|> <|image_pad|> <|vision_end|>"),
+    )
+    processor.save_pretrained(folder)
     return folder
