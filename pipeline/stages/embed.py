@@ -29,7 +29,8 @@ def embed(task: Task, part: str, config: EmbedConfig) -> StageReport:
     """Write row, uid and embedding of each fetched row of the part.
 
     `embedding` is a fixed-size list of half floats, a unit vector of the model's space; null where
-    the image could not be decoded or is a sliver. Raises `ConfigError` if the model cannot be loaded.
+    the image could not be decoded or is a sliver. Raises `ConfigError` if the model cannot be
+    loaded.
     """
     from pipeline.scorers.dual_encoder import load_dual_encoder
 
