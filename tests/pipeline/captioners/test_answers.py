@@ -15,7 +15,7 @@ A, B = Answer("A dog.", True, None, 3, 100), Answer("", False, "refused")
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return Directory(folder).names()
 
 
 def test_what_was_put_is_there_in_the_next_run(tmp_path: Path) -> None:
