@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline {shards,status,report,forget,bench}`."""
+"""The command line: `python -m pipeline {shards,status,report,forget,calibrate,bench}`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     shards.set_defaults(command=_shards)
     status = commands.add_parser("status", help="how far a run is, and where its rows went")
     status.add_argument("run", help="run directory")
+    status.add_argument("--no-examples", action="store_true", help="leave out the examples")
     status.set_defaults(command=_status)
     report = commands.add_parser("report", help="write report.html of a run, finished or not")
     report.add_argument("run", help="run directory")
@@ -86,8 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     forget.add_argument("run", help="run directory")
     forget.add_argument("uids", nargs="*", metavar="UID", help="images, by their uid")
     forget.add_argument("--file", type=Path, help="more uids, one a line")
-    forget.add_argument("--exact", action="store_true", help="leave near-duplicates of them alone")
     forget.set_defaults(command=_forget)
+    calibrate = commands.add_parser(
+        "calibrate", help="how well the scores tell faults, in a run that knows its captions' truth"
+    )
+    calibrate.add_argument("run", help="run directory")
+    calibrate.set_defaults(command=_calibrate)
     bench = commands.add_parser("bench", help="speed, as ratios between things measured in turns")
     bench.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
@@ -132,7 +137,7 @@ def _dry_run(config: Any) -> int:
 def _status(parsed: argparse.Namespace) -> int:
     from pipeline.status import describe_run
 
-    print(describe_run(parsed.run))
+    print(describe_run(parsed.run, examples=not parsed.no_examples))
     return DONE
 
 
@@ -156,10 +161,22 @@ def _forget(parsed: argparse.Namespace) -> int:
             raise ConfigError(f"--file: {parsed.file} cannot be read: {error}") from error
     if not uids:
         raise ConfigError("no uids given; name some, or a --file of them")
-    done = forget(parsed.run, uids, copies=not parsed.exact)
+    done = forget(parsed.run, uids)
     print(f"{len(done.uids)} images forgotten: {done.rows} rows, {done.shards} shards rewritten")
     for tar in done.outside:
         print(f"{tar} is the source's own and still holds some of them", file=sys.stderr)
+    return DONE
+
+
+def _calibrate(parsed: argparse.Namespace) -> int:
+    from pipeline.scorers.calibration.measure import calibrate
+    from pipeline.scorers.calibration.report import markdown, write
+    from pipeline.storage import Directory
+
+    run = Directory(parsed.run)
+    found = calibrate(run)
+    print(markdown(found))
+    print(*write(found, run), sep="\n")
     return DONE
 
 

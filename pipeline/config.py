@@ -8,7 +8,7 @@ from pipeline.cluster import ClusterConfig
 from pipeline.filters.config import FilterConfig
 from pipeline.scorers.config import ScoreConfig
 from pipeline.scorers.embedding import EmbedConfig
-from pipeline.settings import Settings
+from pipeline.settings import ConfigError, Settings
 from pipeline.sources.build import SourceConfig
 from pipeline.stages.download import DownloadConfig
 from pipeline.stages.recaption import RecaptionConfig
@@ -48,3 +48,18 @@ class PipelineConfig(Settings):
                 "filter.duplicates.semantic, or leave it out"
             )
         return self
+
+
+def check_scores(config: PipelineConfig) -> None:
+    """Raise `ConfigError` if a rule reads a score that nothing computes."""
+    alignment = config.score.alignment
+    computed = {"quality"}
+    if alignment is not None:
+        computed |= {"alignment", "cosine"} if alignment.kind == "clip" else {"alignment"}
+    for name, key in config.filter.scores.needed().items():
+        if name not in computed:
+            kind = "clip} and embed.model" if name == "cosine" else "linear}"
+            raise ConfigError(
+                f"filter.scores.{key}: needs the score `{name}`, which nothing computes; set "
+                f"score.alignment={{kind: {kind}, or filter.scores.{key}=null"
+            )

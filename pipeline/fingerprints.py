@@ -6,11 +6,13 @@ fingerprints. Settings of how work is done, not what comes out (`settings.PACE`)
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from pipeline.config import PipelineConfig
+from pipeline.filters.balance import concept_list
 from pipeline.part import Part, fingerprint
 from pipeline.settings import effective
 from pipeline.stages import (
@@ -63,6 +65,9 @@ class Fingerprints:
     def select(self) -> str:
         """What the verdicts of all parts depend on."""
         read = {k: v for k, v in effective(self.config.filter).items() if k not in _LATE}
+        # What the lists say counts, not where they are.
+        names = type(self.config.filter.block).model_fields
+        read["block"] = [_digest(self.config.filter.block.entries(name)) for name in names]
         inputs = list(map(self.filter, self.parts))
         if self.config.filter.duplicates.semantic is not None:
             inputs += map(self.embed, self.parts)
@@ -85,6 +90,11 @@ class Fingerprints:
     def choose(self) -> str:
         """What the last verdicts depend on."""
         late = {k: v for k, v in effective(self.config.filter).items() if k in _LATE}
+        if self.config.filter.balance is not None:
+            concepts = concept_list(self.config.filter.balance)
+            late["balance"]["concepts"] = (
+                None if concepts is None else _digest(concepts.to_pylist())
+            )
         read = [late, self.config.pack.min_captions]
         return _mark("choose", choose.VERSION, read, *map(self.score, self.parts))
 
@@ -113,6 +123,10 @@ def needs_embeddings(config: PipelineConfig) -> bool:
     """Return whether `alignment: clip` wants embeddings."""
     alignment = config.score.alignment
     return alignment is not None and alignment.kind == "clip"
+
+
+def _digest(entries: list[str]) -> str:
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
 
 
 def _mark(stage: str, version: int, read: Any, *inputs: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pipeline.config import PipelineConfig
 from pipeline.fingerprints import Fingerprints
 from pipeline.part import listed, with_generations
+from pipeline.run import check
 from pipeline.sources.build import build_source
-from pipeline.stages import recaption, score
 from pipeline.stages.task import TABLES, is_done
 from pipeline.storage import Directory
 
@@ -16,9 +16,7 @@ def describe_plan(config: PipelineConfig) -> str:
 
     Raises `ConfigError` for a source that cannot be read.
     """
-    build_source(config.source).check()
-    recaption.check(config.recaption)
-    score.check(config.score, config.embed)
+    check(config, build_source(config.source))
     run = Directory(config.run)
     parts = listed(run)
     lines = [f"run directory: {config.run}"]

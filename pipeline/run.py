@@ -13,8 +13,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import PipelineConfig
+from pipeline.cluster import check_resources
+from pipeline.config import PipelineConfig, check_scores
 from pipeline.engine import Engine, Job
+from pipeline.filters.lists import with_lists
 from pipeline.fingerprints import Fingerprints, needs_features
 from pipeline.lock import locked
 from pipeline.manifest import write_manifest
@@ -23,8 +25,8 @@ from pipeline.settings import ConfigError, to_yaml
 from pipeline.sources.build import build_source
 from pipeline.sources.row import Source
 from pipeline.stages import (
+    blocked,
     choose,
-    download,
     embed,
     filter,
     finish,
@@ -62,12 +64,12 @@ def build_shards(config: PipelineConfig, until: str | None = None) -> RunResult:
     """
     run = Directory(config.run)
     source = build_source(config.source)
-    source.check()
-    recaption.check(config.recaption)
-    score.check(config.score, config.embed)
+    check(config, source)
+    written = to_yaml(config)
+    config = config.model_copy(update={"filter": with_lists(config.filter)})
     with locked(run):
         if until is None or not run.exists(CONFIG):  # thresholds that are only tried leave no trace
-            run.write_text(CONFIG, to_yaml(config))
+            run.write_text(CONFIG, written)
         try:
             parts = cut(run, source, config.part_rows)
         except (OSError, EOFError) as error:
@@ -76,6 +78,22 @@ def build_shards(config: PipelineConfig, until: str | None = None) -> RunResult:
             raise ConfigError("source: it has no rows")
         with Engine(run, config.cluster) as engine:
             return _Run(config, run, source, engine).build(parts, until)
+
+
+def check(config: PipelineConfig, source: Source) -> None:
+    """Raise `ConfigError` for what would fail later: sources, models, lists, scores, workers."""
+    source.check()
+    recaption.check(config.recaption)
+    score.check(config.score, config.embed)
+    with_lists(config.filter)
+    check_scores(config)
+    needed = {
+        "download.resources": config.download.resources,
+        "recaption.resources": config.recaption.resources,
+        "embed.resources": config.embed.resources if config.embed else {},
+        "score.agreement.resources": getattr(config.score.agreement, "resources", {}),
+    }
+    check_resources(config.cluster, needed)
 
 
 class _Run:
@@ -138,11 +156,12 @@ class _Run:
     ) -> Iterator[Job]:
         config = self.config
         last = UNTIL.index(until) if until else len(UNTIL)
-        fetch = _obtain(self.source)
+        fetch, lists = self._obtaining()
         for part in parts:
             yield Job(
                 "download", part.name, marks.download(part), fetch,
-                (part, self.source, config.download), resources=config.download.resources,
+                (part, self.source, config.download, *lists),
+                resources=config.download.resources,
             )  # fmt: skip
             if last < UNTIL.index("filter"):
                 continue
@@ -164,6 +183,14 @@ class _Run:
                 (part.name, config.recaption, config.filter),
                 after=(f"filter-{part.name}",), resources=config.recaption.resources,
             )  # fmt: skip
+
+    def _obtaining(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Return the task that gets a part's images, fetched or in place, and more arguments."""
+        if not self.source.in_place:
+            return blocked.fetch, (blocked.publish(self.run, self.config.filter.block),)
+        from pipeline.stages.adopt import adopt
+
+        return adopt, ()
 
     def _score_jobs(self, parts: list[Part], marks: Fingerprints) -> Iterator[Job]:
         names = [part.name for part in parts]
@@ -214,15 +241,6 @@ def report_run(run: Directory) -> None:
         write_report(run)
     except Exception as error:
         print(f"report.html could not be written: {error!r}", file=sys.stderr)
-
-
-def _obtain(source: Source) -> Callable[..., Any]:
-    """Return the stage that gets a part's images: fetched, or found where the source has them."""
-    if not source.in_place:
-        return download.download
-    from pipeline.stages.adopt import adopt
-
-    return adopt
 
 
 def _forget_missing(run: Directory, shards: list[str]) -> None:

@@ -236,6 +236,7 @@ def _whole(setting: Setting) -> Callable[[], int]:
         with contextlib.redirect_stderr(io.StringIO()):
             result = build_shards(config)
         _stop_at(result.failures)
+        assert result.manifest is not None  # it was not stopped early
         return int(result.manifest["funnel"]["fetched"])
 
     return run

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.bench.captioning import bench_captioning
 from pipeline.bench.fetching import bench_fetching
+from pipeline.bench.planning import bench_planning
+from pipeline.bench.scaling import bench_scaling, format_scaling
+from pipeline.bench.selecting import bench_selecting
 from pipeline.bench.stages import bench_stages
 from pipeline.settings import ConfigError
 from pipeline.timing import Bench, report
 
 _PACKAGES = (
     "tcjepa", "dask", "distributed", "img2dataset", "webdataset", "pyarrow", "spacy",
-    "opencv-python-headless", "simplejpeg", "numpy",
+    "opencv-python-headless", "simplejpeg", "numpy", "torch", "transformers",
 )  # fmt: skip
 
 
@@ -26,12 +30,22 @@ class Size:
     images: int
     processes: int | None
     scored: int
+    captioned: int
+    selected: int
+    parts: int
+    scaled: int
     rounds: int
     warm_up: bool
 
 
-FULL = Size(images=1200, processes=None, scored=256, rounds=5, warm_up=True)
-QUICK = Size(images=24, processes=1, scored=4, rounds=1, warm_up=False)
+FULL = Size(
+    images=1200, processes=None, scored=256, captioned=32, selected=100_000, parts=1000,
+    scaled=1000, rounds=5, warm_up=True,
+)  # fmt: skip
+QUICK = Size(
+    images=24, processes=1, scored=4, captioned=4, selected=2000, parts=20, scaled=20,
+    rounds=1, warm_up=False,
+)  # fmt: skip
 
 
 def run_benches(quick: bool, json_file: Path | None) -> None:
@@ -42,17 +56,24 @@ def run_benches(quick: bool, json_file: Path | None) -> None:
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ConfigError(f"--json: there is no folder {json_file.resolve().parent}")
     benches = []
-    for bench in _benches(QUICK if quick else FULL):
+    size = QUICK if quick else FULL
+    for bench in _benches(size):
         print(f"{bench.table()}\n", flush=True)
         benches.append(bench)
+    scales = bench_scaling(size.scaled)
+    print(format_scaling(scales), flush=True)
     if json_file is not None:
         command = ["python", "-m", "pipeline", "bench", *(["--quick"] if quick else [])]
         command += ["--json", str(json_file)]
         found = report(benches, command=command, quick=quick, packages=_PACKAGES)
+        found["scaling"] = [asdict(scale) for scale in scales]
         json_file.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _benches(size: Size) -> Iterator[Bench]:
     yield bench_stages(size.scored, size.rounds)
+    yield bench_planning(size.parts, size.rounds)
+    yield bench_selecting(size.selected, size.rounds)
     processes = size.processes or os.cpu_count() or 1
     yield bench_fetching(size.images, processes, size.rounds, size.warm_up)
+    yield bench_captioning(size.captioned, size.rounds, size.warm_up)

@@ -30,11 +30,12 @@ NOUNS = "nouns"
 class BalanceConfig(Settings):
     """How many images of one concept are kept."""
 
-    concepts: str = Field(
+    concepts: str | list[str] = Field(
         default=NOUNS,
         min_length=1,
-        description="path of a text file with one concept a line (MetaCLIP: 500,000 words and "
-        "phrases of WordNet and Wikipedia), or `nouns`: every noun that a caption has",
+        description="a list, or the path of a text file with one concept a line (MetaCLIP: "
+        "500,000 words and phrases of WordNet and Wikipedia), or `nouns`: every noun that a "
+        "caption has",
     )
     limit: int = Field(
         default=20_000,
@@ -56,7 +57,8 @@ def concept_list(config: BalanceConfig) -> pa.Array | None:
     if config.concepts == NOUNS:
         return None
     key = "filter.balance.concepts"
-    return phrase_table(read_lines(config.concepts, key), key)
+    given = config.concepts
+    return phrase_table(read_lines(given, key) if isinstance(given, str) else given, key)
 
 
 def span_texts(texts: pa.Array, spans: pa.ListArray) -> tuple[Rows, pa.Array]:

@@ -11,6 +11,8 @@ from typing import Final
 #: Reasons of `verdicts.image_reasons`.
 IMAGE_REASONS: Final = {
     "blocked_uid": "the image's uid is on the blocklist: a takedown",
+    "blocked_host": "the image came from a host on the blocklist",
+    "blocked_url": "the image's URL is on the blocklist",
     "undecodable": "the bytes are no readable JPEG, PNG or WebP image",
     "too_many_pixels": "the header claims more pixels than is safe to decode",
     "animated": "the file has more than one frame",

@@ -21,11 +21,11 @@ Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]
 
 
-def image_codes(table: pa.Table, config: FilterConfig) -> Codes:
+def image_codes(table: pa.Table, config: FilterConfig, by_url: pa.Array | None = None) -> Codes:
     """Return the first of `IMAGE_REASONS` that applies to each row (n,), as codes.
 
-    `table` has the columns of `IMAGE_MEASURES`, and `uid` if uids are blocked. Null measures of a
-    decoded image fail nothing.
+    `table` has the columns of `IMAGE_MEASURES`, and `uid` if uids are blocked. `by_url` (n,) of
+    string is `blocked_host`, `blocked_url` or null. Null measures of a decoded image fail nothing.
     """
     rules = config.image
     error = table["decode_error"]
@@ -35,6 +35,8 @@ def image_codes(table: pa.Table, config: FilterConfig) -> Codes:
     too_many = _mask(pc.equal(error, "too_many_pixels")) | (width * height > rules.max_pixels)
     failed = {
         "blocked_uid": _blocked(table, config),
+        "blocked_host": _is(by_url, "blocked_host", len(table)),
+        "blocked_url": _is(by_url, "blocked_url", len(table)),
         "undecodable": _mask(pc.is_valid(error)) & ~too_many,
         "too_many_pixels": too_many,
         "animated": _mask(table["animated"]) & rules.drop_animated,
@@ -140,6 +142,10 @@ def _blocked(table: pa.Table, config: FilterConfig) -> Mask:
     return _mask(pc.is_in(table["uid"], value_set=pa.array(uids, pa.string())))
 
 
+def _is(reasons: pa.Array | None, reason: str, count: int) -> Mask:
+    return np.zeros(count, dtype=bool) if reasons is None else _mask(pc.equal(reasons, reason))
+
+
 def _below(values: npt.NDArray[np.float64], limit: float | None) -> Mask:
     # A comparison with NaN, which stands for null, is false; so is one with a filter that is off.
     return values < (np.nan if limit is None else limit)
@@ -154,5 +160,6 @@ def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
     return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)
 
 
-def _mask(column: pa.ChunkedArray) -> Mask:
-    return np.asarray(pc.fill_null(column, False).to_numpy(), dtype=bool)
+def _mask(column: pa.Array | pa.ChunkedArray) -> Mask:
+    flags = pa.chunked_array(pc.fill_null(column, False))
+    return np.asarray(flags.to_numpy(), dtype=bool)

@@ -12,7 +12,14 @@ from pipeline.config import PipelineConfig
 from pipeline.fingerprints import Fingerprints
 from pipeline.forget.listing import record
 from pipeline.forget.shards import cut_plan, pack_again
-from pipeline.forget.tables import blank_download, copies_of, drop_rows, parts_of, rows_with
+from pipeline.forget.tables import (
+    blank_download,
+    copies_of,
+    drop_references,
+    drop_rows,
+    parts_of,
+    rows_with,
+)
 from pipeline.forget.tars import blank_raw
 from pipeline.lock import locked
 from pipeline.manifest import write_manifest
@@ -35,11 +42,12 @@ class Forgotten:
     outside: list[str]
 
 
-def forget(url: str, uids: Collection[str], *, copies: bool = True) -> Forgotten:
+def forget(url: str, uids: Collection[str]) -> Forgotten:
     """Remove images from a run's raw files, tables, shards and report, and record that.
 
-    `copies` also takes the known copies of each image. Idempotent: after a kill, the same command
-    ends the work. Raises `ConfigError` for a malformed uid, or if `url` is no finished run.
+    Known near-duplicates go too: they are the same picture, and share its captions. Idempotent:
+    after a kill, the same command ends the work. Raises `ConfigError` for a malformed uid, or if
+    `url` is no finished run.
     """
     for uid in uids:
         if not re.fullmatch(f"[0-9a-f]{{{UID_LENGTH}}}", uid):
@@ -53,7 +61,7 @@ def forget(url: str, uids: Collection[str], *, copies: bool = True) -> Forgotten
     with locked(run):
         state = _State(run)
         state.check()
-        wanted = copies_of(run, uids) if copies else set(uids)
+        wanted = copies_of(run, uids)
         # First of all: whatever happens now, no later run brings them back.
         record(run, wanted)
         rows, outside = _forget_in_parts(run, wanted)
@@ -63,6 +71,7 @@ def forget(url: str, uids: Collection[str], *, copies: bool = True) -> Forgotten
 
 def _forget_in_parts(run: Directory, uids: set[str]) -> tuple[int, list[str]]:
     gone = pa.array(sorted(uids), pa.string())
+    drop_references(run, gone)
     count = 0
     outside: set[str] = set()
     for part in parts_of(run, gone):

@@ -20,21 +20,18 @@ _APART = ("download", "plan", "pack", "finish", "fit")
 
 
 def copies_of(run: Directory, uids: Collection[str]) -> set[str]:
-    """Return `uids` with every known copy of their images: exact ones share the uid, near ones do
-    not, but share the image that `select` kept for them."""
-    wanted = set(uids)
-    leaders: set[str] = set(uids)
-    pairs = []
+    """Return `uids` with every known copy of their images.
+
+    Exact copies share the uid; near-duplicates share the image that `select` kept for them, whose
+    captions are pooled. (Semantic duplicates are other photographs and stay.)
+    """
+    pairs: list[tuple[str, str]] = []
     for name in tables_of(run, "select").names("[0-9]*.parquet"):
-        table = tables_of(run, "select").read_table(name, ["uid", "representative"])
-        followers = table.filter(pc.is_valid(table["representative"]))
-        pairs += [
-            (row["uid"], row["representative"])
-            for row in followers.to_pylist()
-            if row["uid"] != row["representative"]
-        ]
-    leaders |= {leader for uid, leader in pairs if uid in wanted}
-    return wanted | leaders | {uid for uid, leader in pairs if leader in leaders}
+        table = tables_of(run, "select").read_table(name, ["uid", "reason", "representative"])
+        near = table.filter(pc.fill_null(pc.equal(table["reason"], "near_duplicate"), False))
+        pairs += zip(near["uid"].to_pylist(), near["representative"].to_pylist(), strict=True)
+    leaders = set(uids) | {leader for uid, leader in pairs if uid in set(uids)}
+    return leaders | {uid for uid, leader in pairs if leader in leaders}
 
 
 def rows_with(run: Directory, part: str, uids: pa.Array) -> pa.Table:
@@ -44,8 +41,13 @@ def rows_with(run: Directory, part: str, uids: pa.Array) -> pa.Table:
 
 
 def blank_download(run: Directory, part: str, uids: pa.Array) -> None:
-    """Turn the rows of the images into failures: no URL, no captions, no metadata."""
+    """Turn the rows of the images in a part's download table into failures."""
     table, fingerprint = _read(run, "download", part)
+    _write(run, "download", part, blanked(table, uids), fingerprint)
+
+
+def blanked(table: pa.Table, uids: pa.Array) -> pa.Table:
+    """Return a download table in which the images are failures: no URL, captions or metadata."""
     gone = pc.is_in(table["uid"], value_set=uids)
     columns = {}
     for name in table.column_names:
@@ -61,21 +63,31 @@ def blank_download(run: Directory, part: str, uids: pa.Array) -> None:
             columns[name] = column
         else:
             columns[name] = pc.if_else(gone, pa.scalar(None, column.type), column)
-    _write(run, "download", part, pa.table(columns), fingerprint)
+    return pa.table(columns).replace_schema_metadata(table.schema.metadata)
 
 
 def drop_rows(run: Directory, part: str, uids: pa.Array) -> None:
-    """Drop the images' rows from every other stage's table of a part."""
+    """Drop the images' rows from every other stage's tables of a part."""
     for stage in _stages(run):
-        if not tables_of(run, stage).exists(f"{part}.parquet"):
-            continue
-        table, fingerprint = _read(run, stage, part)
-        if "uid" not in table.column_names:
-            continue
-        kept = table.filter(pc.invert(pc.is_in(table["uid"], value_set=uids)))
-        lost = _lost_captions(kept, uids) if stage == "select" else None
-        if lost is not None or len(kept) < len(table):
-            _write(run, stage, part, kept if lost is None else lost, fingerprint)
+        # Answers of captioners may lie in several files, `<part>-….parquet`.
+        for name in tables_of(run, stage).names(f"{part}*.parquet"):
+            _drop(run, stage, name.removesuffix(".parquet"), uids)
+
+
+def drop_references(run: Directory, uids: pa.Array) -> None:
+    """Drop the images' captions from those that `fit` keeps for comparison."""
+    for name in tables_of(run, "fit").names("*.parquet"):
+        _drop(run, "fit", name.removesuffix(".parquet"), uids)
+
+
+def _drop(run: Directory, stage: str, name: str, uids: pa.Array) -> None:
+    table, fingerprint = _read(run, stage, name)
+    if "uid" not in table.column_names:
+        return
+    kept = table.filter(pc.invert(pc.is_in(table["uid"], value_set=uids)))
+    lost = _lost_captions(kept, uids) if stage == "select" else None
+    if lost is not None or len(kept) < len(table):
+        _write(run, stage, name, kept if lost is None else lost, fingerprint)
 
 
 def _lost_captions(selected: pa.Table, uids: pa.Array) -> pa.Table | None:

@@ -25,12 +25,12 @@ def blank_raw(run: Directory, rows: Iterable[dict[str, Any]]) -> list[str]:
         offsets.setdefault(row["raw"], set()).add(row["image_offset"])
     outside = sorted(tar for tar in offsets if "/" in tar)
     for tar in sorted(set(offsets) - set(outside)):
-        keys = _blank_tar(run / RAW, tar, offsets[tar])
-        _blank_records(run / RAW, f"{tar.removesuffix('.tar')}.parquet", keys)
+        keys = blank_tar(run / RAW, tar, offsets[tar])
+        blank_records(run / RAW, f"{tar.removesuffix('.tar')}.parquet", keys)
     return outside
 
 
-def _blank_tar(raw: Directory, name: str, offsets: set[int]) -> set[str]:
+def blank_tar(raw: Directory, name: str, offsets: set[int]) -> set[str]:
     """Blank the members at the offsets and those of the same key; return the keys."""
     temporary = raw.temporary(name)
     try:
@@ -50,7 +50,8 @@ def _blank_tar(raw: Directory, name: str, offsets: set[int]) -> set[str]:
     return keys
 
 
-def _blank_records(raw: Directory, name: str, keys: Collection[str]) -> None:
+def blank_records(raw: Directory, name: str, keys: Collection[str]) -> None:
+    """Drop what img2dataset recorded of the samples of these keys."""
     if not raw.exists(name):
         return
     with raw.fs.open(raw.path(name), "rb") as file:

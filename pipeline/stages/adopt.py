@@ -13,6 +13,8 @@ import pyarrow as pa
 
 from pipeline.fetch.image_header import image_size
 from pipeline.filters.animation import is_animated
+from pipeline.forget.listing import forgotten_uids
+from pipeline.forget.tables import blanked
 from pipeline.part import Part
 from pipeline.schema import UID_LENGTH, uid_of
 from pipeline.sources.row import OBTAIN_COLUMNS, ROW_ERRORS
@@ -61,6 +63,8 @@ def adopt(task: Task, part: Part, source: WebdatasetSource, config: DownloadConf
         for place, found in _read_tar(tar, wanted, source.config.max_member_bytes):
             outcome[place] = found
     table = _table(rows, part, stored, outcome)
+    if forgotten := forgotten_uids(task.run):
+        table = blanked(table, pa.array(sorted(forgotten), pa.string()))
     task.write(part.name, table)
     images = [found for found in outcome if isinstance(found, _Image)]
     return StageReport(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ from pydantic import Field, model_validator
 from pipeline.fetch.blocklist import Blocklist
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.install import govern
+from pipeline.forget.listing import forgotten_uids
+from pipeline.forget.tables import blanked
 from pipeline.part import Part, fingerprint
 from pipeline.schema import UID_LENGTH
 from pipeline.settings import PACE, effective
@@ -92,15 +95,23 @@ def download(
     rows = part.table(task.run)
     mark = fingerprint("fetched", VERSION, effective(config), [part.fingerprint])
     known = _known(task, part, mark)
+    forgotten = forgotten_uids(task.run)
     urls = _urls(rows, source)
     if known is None:
         _forget_retries(task, part)
         records = fetch_raw(
-            task.run, part.name, urls, config, lambda found: _check_reached(found, config)
+            task.run,
+            part.name,
+            urls,
+            config,
+            accept=lambda found: _check_reached(found, config),
+            forgotten=forgotten,
         )
         table = _outcome(rows, part, part.name, records)
     else:
-        table = _fetched_again(task, part, config, urls, known)
+        table = _fetched_again(task, part, config, urls, known=known, forgotten=forgotten)
+    if forgotten:
+        table = blanked(table, pa.array(sorted(forgotten), pa.string()))
     task.write(part.name, table.replace_schema_metadata({_FETCHED_WITH: mark.encode()}))
     failed = table.num_rows - table["reason"].null_count
     return StageReport(
@@ -130,14 +141,16 @@ def _fetched_again(
     part: Part,
     config: DownloadConfig,
     urls: dict[int, str],
+    *,
     known: pa.Table,
+    forgotten: Collection[str],
 ) -> pa.Table:
     """Return the known table with its transient failures fetched anew."""
     name = f"{part.name}-r{part.generation}"
     again = pc.fill_null(pc.equal(known["failure"], "transient"), False)
     wanted = {place: urls[place] for place, yes in enumerate(again.to_pylist()) if yes}
     # Nothing to check: these rows failed before, and stay transient if they fail for good.
-    records = fetch_raw(task.run, name, wanted, config, lambda _: None)
+    records = fetch_raw(task.run, name, wanted, config, accept=lambda _: None, forgotten=forgotten)
     anew = _outcome(part.table(task.run), part, name, records)
     places = [place if place not in wanted else place + len(known) for place in range(len(known))]
     return pa.concat_tables([known, anew]).take(pa.array(places, pa.int64()))

@@ -44,6 +44,7 @@ FAILURES: Final[dict[str, tuple[FailureClass, str]]] = {
     "bad_port": ("policy", "a port of another service, which browsers refuse too"),
     "private_address": ("policy", "loopback, private, or otherwise no public address"),
     "outside_folder": ("policy", "a file outside the source's folder"),
+    "forgotten": ("policy", "taken out by `python -m pipeline forget`"),
     "blocked_host": ("policy", "on filter.block.hosts"),
     "blocked_url": ("policy", "on filter.block.urls"),
     "opted_out": ("policy", "the X-Robots-Tag header disallows use"),

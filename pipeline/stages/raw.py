@@ -6,13 +6,15 @@ import shutil
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.forget.tars import blank_records, blank_tar
+from pipeline.schema import UID_LENGTH
 from pipeline.stages.images import RAW
 from pipeline.storage import TEMPORARY_PREFIX, Directory
 
@@ -33,13 +35,16 @@ def fetch_raw(
     name: str,
     urls: dict[int, str],
     config: DownloadConfig,
+    *,
     accept: Callable[[Records], None],
+    forgotten: Collection[str] = (),
 ) -> Records:
     """Fetch URLs, given by place, into `raw/<name>.*`; return what became of each place.
 
     A record is img2dataset's row (`status`, `error_message`, `sha256` of the file as fetched, sizes
     in pixels, …) with `image_offset` and `image_size` [bytes] in the tar and `animated`; a place
-    whose sample img2dataset lost has none. `accept` may raise to have nothing kept.
+    whose sample img2dataset lost has none. `accept` may raise to have nothing kept. Of images whose
+    uid is `forgotten` only the record is returned: their bytes are blanked.
 
     Raises `RuntimeError` if img2dataset gave up.
     """
@@ -57,12 +62,22 @@ def fetch_raw(
         stem = f"{number:0{_PART_DIGITS}d}"
         records = _records(scratch / stem, downloader.resizer.animated)
         accept(records)
+        _blank(scratch, stem, records, forgotten)
         # _stats.json goes last: it is what marks the raw part as whole.
         for suffix in (".tar", ".parquet", "_stats.json"):
             raw.commit(scratch / f"{stem}{suffix}", f"{name}{suffix}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return records
+
+
+def _blank(folder: Path, stem: str, records: Records, forgotten: Collection[str]) -> None:
+    stored = [record for record in records.values() if record["image_offset"] is not None]
+    offsets = {r["image_offset"] for r in stored if r["sha256"][:UID_LENGTH] in forgotten}
+    if offsets:
+        here = Directory(folder)
+        keys = blank_tar(here, f"{stem}.tar", offsets)
+        blank_records(here, f"{stem}.parquet", keys)
 
 
 def _scratch(raw: Directory) -> Path:

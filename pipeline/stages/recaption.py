@@ -18,6 +18,7 @@ from pipeline.captioners.openai import OpenAIConfig
 from pipeline.captioners.request import Captioner, CaptionRequest, CaptionResult
 from pipeline.captioners.transformers import TransformersConfig
 from pipeline.filters.config import FilterConfig
+from pipeline.filters.measures import IMAGE_MEASURES
 from pipeline.filters.verdicts import image_reasons
 from pipeline.schema import META_PREFIX
 from pipeline.settings import PACE, Settings
@@ -181,7 +182,8 @@ def _captioned(
 
 
 def _wanted(task: Task, part: str, filters: FilterConfig) -> list[_Wanted]:
-    measured = tables_of(task.run, "filter").read_table(f"{part}.parquet")
+    needed = ["row", "uid", *IMAGE_MEASURES.names]
+    measured = tables_of(task.run, "filter").read_table(f"{part}.parquet", needed)
     reasons = image_reasons(measured, filters).to_pylist()
     sound = {
         row for row, reason in zip(measured["row"].to_pylist(), reasons, strict=True) if not reason

@@ -34,6 +34,7 @@ from pipeline.filters.verdicts import (
     reason_array,
     with_repeats,
 )
+from pipeline.stages.blocked import url_reasons
 from pipeline.stages.task import ALL, StageReport, Task, tables_of
 from pipeline.storage import Directory
 
@@ -105,7 +106,7 @@ def _read(run: Directory, parts: list[str], config: FilterConfig) -> _Corpus:
             "pixels": pc.fill_null(table["pixels"], 0).to_numpy(),
             "phash": pc.fill_null(table["phash"], 0).to_numpy(),
             "colours": byte_rows(table["colours"]),
-            "code": image_codes(table, config),
+            "code": image_codes(table, config, _blocked_urls(run, part, config)),
             "lengths": pc.list_value_length(lists).to_numpy(zero_copy_only=False),
             "caption_code": caption_codes(measures, config, hit),
             "caption_key": measures["caption_key"].to_numpy(),
@@ -117,6 +118,15 @@ def _read(run: Directory, parts: list[str], config: FilterConfig) -> _Corpus:
     ends = np.cumsum([len(values) for values in columns["code"]])
     first = np.concatenate([[0], np.cumsum(lengths)])
     return _Corpus(run, parts, ends, first=first, **joined)
+
+
+def _blocked_urls(run: Directory, part: str, config: FilterConfig) -> pa.Array | None:
+    """Return why the URL of each fetched row is blocked; None if no list names hosts or URLs."""
+    if not (config.block.hosts or config.block.urls):
+        return None
+    table = tables_of(run, "download").read_table(f"{part}.parquet", ["reason", "url"])
+    urls = table.filter(pc.is_null(table["reason"]))["url"]
+    return pa.array(url_reasons(urls, config.block), pa.string())
 
 
 def _group(corpus: _Corpus, order: Rows, exact: Rows, config: FilterConfig) -> tuple[Rows, Rows]:

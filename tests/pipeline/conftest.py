@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,16 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-from pipeline.part import Part, cut
-from pipeline.settings import build
-from pipeline.stages.download import DownloadConfig, download
-from pipeline.stages.task import Task, tables_of
-from pipeline.storage import Directory
 from tests.pipeline.runs import build as build_run
 from tests.pipeline.runs import free_port
 
@@ -104,62 +98,11 @@ def web() -> Iterator[Web]:
     server.server_close()
 
 
-@dataclass
-class Listed:
-    """A source of rows given as they are."""
-
-    listed: Sequence[dict[str, Any]]
-
-    def check(self) -> None:
-        pass
-
-    def fingerprint(self) -> str:
-        return repr(self.listed)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        for row in self.listed:
-            yield {"captions": [], "split": "train", "row_error": None, **row}
-
-    def fetch_url(self, url: str) -> str:
-        return url
-
-    def serve(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-@dataclass
-class Fetched:
-    """A run of one part, with what `download` is given and wrote."""
-
-    run: Directory
-    part: Part
-    source: Listed
-    task: Task
-
-    def download(self, **options: Any) -> Any:
-        options = {"timeout": 10, "retries": 0, "threads": 8, **options}
-        return download(self.task, self.part, self.source, build(DownloadConfig, options))
-
-    @property
-    def table(self) -> pa.Table:
-        return tables_of(self.run, "download").read_table("00000.parquet")
-
-    @property
-    def raw(self) -> Directory:
-        return self.run / "raw"
-
-
-@pytest.fixture
-def fetching(tmp_path: Path) -> Callable[..., Fetched]:
-    """Return a function that makes a run of one part of given rows."""
-
-    def make(rows: Sequence[dict[str, Any]]) -> Fetched:
-        run = Directory(tmp_path / "run")
-        source = Listed(rows)
-        (part,) = cut(run, source, 10_000)
-        return Fetched(run, part, source, Task(run, "download", "mark"))
-
-    return make
+@pytest.fixture(autouse=True)
+def ungoverned() -> Iterator[None]:
+    """Give the process its own urllib opener back: `govern` leaves ours in place for good."""
+    yield
+    urllib.request.install_opener(None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,18 @@ ROWS = {
         "wording (a caption)",
         "alignment features (a caption)",
     },
+    "planning a finished run": {"2 parts", "20 parts"},
+    "selecting": SELECTING,
     "fetching": {
         "requests alone",
         "img2dataset alone",
         "Dask download stage",
         "whole pipeline, no captioner",
+    },
+    "captioning": {
+        "generate alone, inputs laid out",
+        "plain loop, one thing after the other",
+        "our captioner",
     },
 }
 
@@ -37,6 +44,10 @@ def test_quick_bench_reports_every_row(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["versions"]["img2dataset"].startswith("1.")
     assert found["hardware"]["cpu"] and found["hardware"]["memory_gib"] > 0
     assert {b["name"]: {r["name"] for r in b["rows"]} for b in found["benches"]} == ROWS
+    small, large = found["scaling"]
+    assert (small["rows"], large["rows"]) == (20, 200)
+    assert min(small["seconds"], large["seconds"], small["driver_mib"]) > 0
+    assert "10x the rows" in table
     for bench in found["benches"]:
         assert f"{bench['name']} [{bench['unit']}]" in table
         (base,) = (row for row in bench["rows"] if row["name"] == bench["baseline"])

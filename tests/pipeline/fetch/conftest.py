@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,10 +49,3 @@ def opener(hostile: HostileWeb) -> Callable[..., PolicyOpener]:
         return PolicyOpener(FetchConfig(**{**quick, **options}), blocklist, **given)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def ungoverned() -> Iterator[None]:
-    """Give the process its own urllib opener back: `govern` leaves ours in place for good."""
-    yield
-    urllib.request.install_opener(None)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -92,10 +91,3 @@ def fetching(tmp_path: Path) -> Callable[..., Fetching]:
         return Fetching(run, part, source)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def ungoverned() -> Iterator[None]:
-    """Give the process its own urllib opener back: `govern` leaves ours in place for good."""
-    yield
-    urllib.request.install_opener(None)  # type: ignore[arg-type]

@@ -1,0 +1,72 @@
+"""Hosts and URLs of the blocklists, where tasks find them: in the run directory, by digest.
+
+The lists may be long and tasks are many, so a task carries the digest and a process reads the lists
+once. They are in no fingerprint of `download`: adding a host does not fetch everything anew; images
+that were fetched before are dropped by `select`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.fetch.blocklist import Blocklist
+from pipeline.fetch.errors import FetchError
+from pipeline.fetch.targets import parse
+from pipeline.filters.blocklist import BlockConfig
+from pipeline.part import Part
+from pipeline.sources.row import Source
+from pipeline.stages.download import DownloadConfig, download
+from pipeline.stages.task import StageReport, Task
+from pipeline.storage import Directory
+
+FOLDER = "blocklists"
+
+
+def publish(run: Directory, config: BlockConfig) -> str | None:
+    """Write the lists into the run directory; return their digest, None if they are empty.
+
+    Raises `ConfigError` if a list's file can't be read.
+    """
+    lists = {name: config.entries(name) for name in ("hosts", "urls")}
+    if not any(lists.values()):
+        return None
+    digest = hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:16]
+    directory = run / FOLDER
+    if not directory.exists(f"{digest}.json"):
+        directory.write_json(f"{digest}.json", lists)
+    return digest
+
+
+def fetch(
+    task: Task, part: Part, source: Source, config: DownloadConfig, lists: str | None
+) -> StageReport:
+    """Run `download` under the lists of a digest."""
+    blocklist = None if lists is None else _read(task.run.url, lists)
+    return download(task, part, source, config, blocklist)
+
+
+def url_reasons(urls: pa.ChunkedArray, config: BlockConfig) -> list[str | None]:
+    """Return `blocked_host`, `blocked_url` or null for each URL (n,) of string."""
+    blocklist = Blocklist(frozenset(config.entries("hosts")), frozenset(config.entries("urls")))
+    return [_reason(url, blocklist) for url in urls.to_pylist()]
+
+
+def _reason(url: str | None, blocklist: Blocklist) -> str | None:
+    try:
+        if url is not None:
+            blocklist.check(parse(url))
+    except FetchError as error:
+        # What is no web address, such as a path in a folder, is on no list.
+        return error.reason if error.reason.startswith("blocked_") else None
+    return None
+
+
+@functools.lru_cache(maxsize=2)
+def _read(url: str, digest: str) -> Blocklist:
+    lists: dict[str, Any] = (Directory(url) / FOLDER).read_json(f"{digest}.json")
+    return Blocklist(frozenset(lists["hosts"]), frozenset(lists["urls"]))
