@@ -20,7 +20,7 @@ ROWS = {
         "alignment features (a caption)",
     },
     "planning a finished run": {"2 parts", "20 parts"},
-    "selecting": SELECTING,
+    "re-selecting": {"select from 2,000 rows", "select from 20,000 rows"},
     "fetching": {
         "requests alone",
         "img2dataset alone",
