@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,10 @@ from pydantic import Field, model_validator
 
 from pipeline.settings import ConfigError, Settings
 from pipeline.workers import guarded
+
+log = logging.getLogger(__name__)
+
+_STARTS = 3  # tries to start the embedded cluster
 
 
 class AdaptiveConfig(Settings):
@@ -133,7 +138,8 @@ def _existing(address: str) -> Any:
 def _local_cluster(config: ClusterConfig) -> Any:
     from distributed import LocalCluster
 
-    return LocalCluster(
+    start = functools.partial(
+        LocalCluster,
         n_workers=config.workers or os.cpu_count() or 1,
         threads_per_worker=1,
         processes=True,
@@ -144,6 +150,12 @@ def _local_cluster(config: ClusterConfig) -> Any:
         resources=config.worker_resources or None,
         silence_logs=logging.CRITICAL,
     )
+    for _ in range(_STARTS - 1):
+        try:
+            return start()
+        except RuntimeError as error:  # a worker that is killed as it starts takes all down
+            log.warning("the workers did not start (%s); once more", error)
+    return start()
 
 
 def slurm_cluster(config: ClusterConfig) -> Any:

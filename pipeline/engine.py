@@ -24,6 +24,7 @@ DASHBOARD = "dashboard.json"
 #: Tasks submitted at a time, so that neither driver nor scheduler grows with the run.
 IN_FLIGHT = 512
 _READERS = 16
+_FLUSH_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Engine:
         self._stack = ExitStack()
         self._client: Any = None
         self._events: list[str] = []
+        self._flushed = time.monotonic()
         if not run.is_local and run.exists(EVENTS):
             self._events = run.read_bytes(EVENTS).decode().splitlines()
 
@@ -191,9 +193,12 @@ class Engine:
                 file.write(line + "\n")
         else:
             self._events.append(line)
+            if time.monotonic() - self._flushed > _FLUSH_S:
+                self._flush_events()
 
     def _flush_events(self) -> None:
-        # Object stores cannot append: the lines are put together when the run ends.
+        # Object stores cannot append: all lines are put again, every so often and when a run ends.
+        self._flushed = time.monotonic()
         if self._events:
             self.run.write_text(EVENTS, "\n".join(self._events) + "\n")
 

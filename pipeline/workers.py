@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ def guarded(client: Any) -> Iterator[None]:
         yield
     finally:
         if client.status == "running":
-            client.unregister_worker_plugin(_PLUGIN)
+            # Another run on this scheduler may have ended, and taken it along.
+            with suppress(KeyError, ValueError):
+                client.unregister_worker_plugin(_PLUGIN)
 
 
 def _fault_finder(code: str, python: tuple[str, ...]) -> Callable[..., str | None]:

@@ -49,8 +49,6 @@ def fit(
     from threadpoolctl import threadpool_limits
 
     directory = tables_of(task.run, task.stage)
-    for name in (_LINEAR, _CLIP, _REFERENCES):
-        directory.remove(name)
     references, linear, pairs = ReferenceSample(), _Linear(config), _ClipPairs()
     images = captions = 0
     # One thread: sums in another order would be other sums, and so other shards.
@@ -65,11 +63,17 @@ def fit(
             if isinstance(config.alignment, ClipAlignmentConfig):
                 pairs.add(some, some.vectors("embed", "embedding"))
         model = linear.fit() or pairs.fit(embed)
+    written = set()
     if model is not None:
         name = _LINEAR if isinstance(model, LinearAlignment) else _CLIP
         directory.write_bytes(name, model.to_bytes())
+        written.add(name)
     if config.agreement is not None:
         directory.write_table(_REFERENCES, _reference_table(references.references()))
+        written.add(_REFERENCES)
+    # Not before: a task that Dask took for lost may run this again while others read.
+    for name in {_LINEAR, _CLIP, _REFERENCES} - written:
+        directory.remove(name)
     task.write(ALL, pa.table({"images": [images], "captions": [captions]}))
     return StageReport(counts={"images": images, "captions": captions})
 

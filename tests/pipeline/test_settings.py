@@ -96,7 +96,9 @@ def test_a_wrong_tag_or_choice_lists_what_is_allowed(overrides: list[str], expec
 def test_a_union_without_tag_and_a_missing_key_say_so() -> None:
     with pytest.raises(ConfigError) as caught:
         load(PipelineConfig, None, ["source.paths=a"])
-    assert "source.kind: got nothing, allowed: scenes, urls, folder, webdataset" in str(caught.value)
+    assert "source.kind: got nothing, allowed: scenes, urls, folder, webdataset" in str(
+        caught.value
+    )
     assert "run: required, not given" in str(caught.value)
     with pytest.raises(ConfigError, match=r"source\.paths: required, not given"):
         load(PipelineConfig, None, ["run=x", "source.kind=urls"])

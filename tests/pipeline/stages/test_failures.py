@@ -110,7 +110,7 @@ def test_patterns_and_reasons_agree() -> None:
 def test_every_reason_that_the_fetch_room_names_is_on_the_list() -> None:
     """And every reason on the list is somebody's: a dead one would promise what never happens."""
     named = set()
-    for folder in ("fetch", "stages", "sources", "."):
+    for folder in ("fetch", "forget", "stages", "sources", "."):
         for path in (Path(pipeline.__path__[0]) / folder).glob("*.py"):
             if path.name != "failures.py":
                 text = path.read_text()
