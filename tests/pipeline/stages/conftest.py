@@ -91,3 +91,21 @@ def fetching(tmp_path: Path) -> Callable[..., Fetching]:
         return Fetching(run, part, source)
 
     return make
+
+
+@pytest.fixture
+def six(web: Any, fetching: Callable[..., Any], image: Callable[..., bytes]) -> Any:
+    """A part of six rows: three images (two of them the same bytes), three failures."""
+    web.add("/big.jpg", image(".jpg", 1, 90, 60))
+    web.add("/small.png", image(".png", 2, 20, 20))
+    web.add("/copy.png", image(".png", 2, 20, 20))
+    return fetching(
+        [
+            {"url": web.base + "/big.jpg", "captions": ["a", "b"], "colour": "red"},
+            {"url": "ftp://no", "row_error": "bad_url"},
+            {"url": web.base + "/small.png", "split": "test"},
+            {"url": web.base + "/none.jpg", "captions": ["lost"]},
+            {"url": None, "row_error": "missing_url"},
+            {"url": web.base + "/copy.png"},
+        ]
+    )
