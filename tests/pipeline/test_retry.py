@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,20 +26,7 @@ def shards(web: Web, tmp_path: Path, image: Callable[..., bytes]) -> Callable[..
         for n in range(IMAGES)
     ]
     names = "dog cat barn boat tree lamp cup horse train clock chair bridge"
-        "dog",
-        "cat",
-        "barn",
-        "boat",
-        "tree",
-        "lamp",
-        "cup",
-        "horse",
-        "train",
-        "clock",
-        "chair",
-        "bridge",
-    ]
-    captions = [f"an old {thing} in front of a brick wall" for thing in names.split()]
+    captions = [f"an old {thing} in front of a brick wall" for thing in re.split(" ", names)]
     pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "list.parquet")
 
     def build(*overrides: str) -> dict:
