@@ -21,10 +21,11 @@ _MOST_TAGS: Final = 4096
 
 
 def image_size(data: bytes) -> Size | None:
-    """Return (width, height) [px] of a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF.
+    """Return (width, height) [px] of a JPEG, PNG, WebP, GIF, BMP or TIFF.
 
     None for anything else, and where the header is damaged; never raises. The size is the one that
-    decides what a decoder allocates, so for GIF and AVIF it covers every frame and tile named.
+    decides what a decoder allocates, so for GIF it covers every frame. AVIF is not read: its header
+    may say less than its AV1 frames, which decoders believe.
     """
     for starts, read in _FORMATS:
         if starts(data):
@@ -133,34 +134,6 @@ def _tiff(data: bytes) -> Size:
     return found[_TIFF_WIDTH], found[_TIFF_HEIGHT]
 
 
-def _avif(data: bytes) -> Size:
-    """Return the largest of the item sizes (ISO/IEC 23008-12, `ispe`), a grid's own among them."""
-    sizes = [
-        struct.unpack_from(">II", data, start + 4)
-        for meta in _boxes(data, 0, len(data), b"meta")
-        for properties in _boxes(data, meta[0] + 4, meta[1], b"iprp")
-        for container in _boxes(data, *properties, b"ipco")
-        for start, _ in _boxes(data, *container, b"ispe")
-    ]
-    return max(width for width, _ in sizes), max(height for _, height in sizes)
-
-
-def _boxes(data: bytes, place: int, end: int, wanted: bytes) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of the content of the boxes of one kind in `data[place:end]`."""
-    while place + 8 <= end:
-        size, kind = struct.unpack_from(">I4s", data, place)
-        start = place + 8
-        if size == 1:
-            (size,) = struct.unpack_from(">Q", data, start)
-            start += 8
-        stop = end if size == 0 else min(place + size, end)
-        if stop <= place + 7:
-            raise ValueError("a box smaller than its header")
-        if kind == wanted:
-            yield start, stop
-        place = stop
-
-
 _FORMATS: Final[tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Size]], ...]] = (
     (lambda data: data.startswith(b"\xff\xd8\xff"), _jpeg),
     (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), _png),
@@ -168,5 +141,4 @@ _FORMATS: Final[tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Size]], .
     (lambda data: data[:6] in (b"GIF87a", b"GIF89a"), _gif),
     (lambda data: data.startswith(b"BM"), _bmp),
     (lambda data: data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
-    (lambda data: data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis", b"mif1"), _avif),
 )

@@ -76,13 +76,6 @@ def _tiff(width: int, height: int) -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(8)
 
 
-def _avif(width: int, height: int) -> bytes:
-    data = bytearray(picture("AVIF"))
-    place = data.index(b"ispe") + 8
-    data[place : place + 8] = struct.pack(">II", width, height)
-    return bytes(data)
-
-
 #: Small files whose headers claim billions of pixels.
 CLAIMS: Final[dict[str, bytes]] = {
     "PNG": png(HUGE, HUGE),
@@ -93,7 +86,6 @@ CLAIMS: Final[dict[str, bytes]] = {
     "BMP": _bmp(HUGE, HUGE),
     "BMP, top row first": _bmp(HUGE, -HUGE),
     "TIFF": _tiff(HUGE, HUGE),
-    "AVIF": _avif(HUGE, HUGE),
     "PNG, one row": png(2**31 - 1, 1),
     "PNG that inflates": png(HUGE, HUGE, rows=zlib.compress(bytes(10_000_000), 9)),
 }
@@ -115,6 +107,7 @@ OTHERS: Final[dict[str, tuple[bytes, str | None]]] = {
     "ZIP": (b"PK\3\4" + bytes(100), "not_an_image"),
     "PDF": (b"%PDF-1.7\n" + bytes(100), "not_an_image"),
     "JPEG 2000": (picture("JPEG2000"), "not_an_image"),
+    "AVIF": (picture("AVIF"), "not_an_image"),
     "PNM": (b"P6 60000 60000 255\n", "not_an_image"),
     "Radiance": (b"#?RADIANCE\n\n-Y 60000 +X 60000\n", "not_an_image"),
     "start of a JPEG": (b"\xff\xd8\xff", "not_an_image"),
