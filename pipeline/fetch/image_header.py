@@ -6,6 +6,7 @@ allocate gigabytes. What is in none of these formats is not decoded.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -14,7 +15,12 @@ Size = tuple[int, int]
 
 # Start of frame, any coding (T.81, table B.1): C0-CF without DHT, JPG and DAC.
 _SOF: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
+SCAN: Final = 0xDA
+# What libjpeg takes for the start of a segment or the end of the image, wherever it looks. Skipped
+# by both: stray bytes, padding, coded data (0 follows each FF there), markers without a length.
+_JPEG_MARKER: Final = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
+# Far more segments or frames than any picture has: this is Python, and each takes a microsecond.
+_MOST_BLOCKS: Final = 100_000
 _TIFF_TYPES: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _MOST_TAGS: Final = 4096
@@ -42,28 +48,38 @@ def _jpeg(data: bytes) -> Size:
         if marker in _SOF:
             height, width = struct.unpack_from(">HH", data, place + 5)
             return width, height
+        if marker == SCAN:
+            break
     raise ValueError("no frame")
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield (marker, place of its two bytes) of the segments up to the first scan."""
+    """Yield (marker, place of its two bytes) of the segments, up to the end of the image.
+
+    Raises ValueError where there are more than any picture has.
+    """
     place = 2
-    while place + 4 <= len(data):
-        if data[place] != 0xFF:  # stray bytes between segments: decoders skip them, so do we
-            place = data.find(b"\xff", place)
-            if place < 0:
-                return
-            continue
-        marker = data[place + 1]
-        if marker in (0xFF, 0x00):  # padding before a marker; no marker at all
-            place += 1
-            continue
-        yield marker, place
-        if marker == 0xDA:
+    for _ in range(_MOST_BLOCKS):
+        found = _JPEG_MARKER.search(data, place)
+        if found is None or found.start() + 4 > len(data) or found[0] == b"\xff\xd9":
             return
-        place += 2
-        if marker not in _JPEG_ALONE:  # the others have a length, which counts itself
-            place += max(2, int.from_bytes(data[place : place + 2]))
+        place = found.start()
+        yield data[place + 1], place
+        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4]))  # a length counts itself
+    raise ValueError("too many segments")
+
+
+def jpeg_scans(data: bytes, most: int) -> int:
+    """Return the number of scans of a JPEG's image; more than `most` is as good as `most` + 1."""
+    count = 0
+    try:
+        for marker, _ in jpeg_segments(data):
+            count += marker == SCAN
+            if count > most:
+                break
+    except ValueError:
+        return most + 1
+    return count
 
 
 def _png(data: bytes) -> Size:

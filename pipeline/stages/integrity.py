@@ -11,12 +11,13 @@ import numpy as np
 from img2dataset.resizer import ResizeMode, Resizer
 
 from pipeline.fetch.errors import FetchError
-from pipeline.fetch.image_header import image_size, jpeg_segments
+from pipeline.fetch.image_header import SCAN, image_size, jpeg_scans, jpeg_segments
 from pipeline.filters.animation import is_animated
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
-_JPEG_SCAN = 0xDA
+# Encoders make 1 to 12 scans. A decoder goes over the whole picture in each, whatever it says.
+_SCANS, _MOST_SCANS = 10, 100
 # Pixels; below this, what img2dataset needs for an alpha channel is no more than 320 MB.
 _LARGE = 1 << 22
 # Modes that fit the shorter side to `image_size`, so that the longer one may grow without bound.
@@ -39,8 +40,11 @@ def is_truncated(data: bytes) -> bool:
 
 def _scan_start(data: bytes) -> int:
     """Return where a JPEG's first scan starts: thumbnails before it have end markers too."""
-    scans = (place for marker, place in jpeg_segments(data) if marker == _JPEG_SCAN)
-    return next(scans, len(data))
+    scans = (place for marker, place in jpeg_segments(data) if marker == SCAN)
+    try:
+        return next(scans, len(data))
+    except ValueError:
+        return len(data)
 
 
 def _without_alpha(data: bytes) -> io.BytesIO | None:
@@ -100,4 +104,10 @@ class CheckedResizer(Resizer):  # type: ignore[misc]
             width, height = int(width * scale), int(height * scale)
         if width * height > self._max_pixels:
             return FetchError("too_many_pixels", "more than max_pixels in the header")
+        if data.startswith(_JPEG_START) and jpeg_scans(data, most := self._most_scans(size)) > most:
+            return FetchError("too_many_pixels", f"more than {most} scans of a JPEG of this size")
         return FetchError("truncated", "no end marker") if is_truncated(data) else None
+
+    def _most_scans(self, size: tuple[int, int]) -> int:
+        """Return how many scans a JPEG may have: over all, 10 times `max_pixels`; at most 100."""
+        return min(_MOST_SCANS, _SCANS * self._max_pixels // (size[0] * size[1]))

@@ -33,3 +33,61 @@ def test_avif_is_not_decoded(claimed: tuple[int, int] | None) -> None:
     if claimed is not None:
         struct.pack_into(">II", data, data.index(b"ispe") + 8, *claimed)
     assert reason(bytes(data)) == "not_an_image"
+
+
+def with_scans(count: int, size: tuple[int, int], between: bytes = b"") -> bytes:
+    """Return a grey progressive JPEG (6 scans) with its last scan repeated."""
+    buffer = io.BytesIO()
+    Image.new("L", size, 128).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:end] + (between + data[last:end]) * (count - 6) + data[end:]
+
+
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    """75 bytes a scan, in each of which the decoder goes over the whole picture."""
+    assert reason(with_scans(100, (64, 48))) is None
+    assert reason(with_scans(101, (64, 48))) == "too_many_pixels"
+    assert reason(with_scans(200_000, (64, 48))) == "too_many_pixels"
+
+
+def test_the_larger_a_jpeg_the_fewer_its_scans() -> None:
+    assert reason(with_scans(10, (1000, 1000))) is None
+    assert reason(with_scans(11, (1000, 1000))) == "too_many_pixels"
+    assert reason(with_scans(20, (1000, 500))) is None
+    assert reason(saved("JPEG", (1000, 1000), progressive=True)) is None  # 10 scans, as usual
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        b"\xff\xfe\0\4\xff\xd9",  # an end marker in a comment
+        b"\xff\xfe\0\2" * 1000,
+        b"\xff" * 9,
+        b"\xff\xd3",
+        b"\xff\xd0\xff\x02\xff\xff",  # markers without a length, the second none at all
+        b"stray",
+    ],
+)
+def test_scans_are_not_hidden_by_what_stands_between(between: bytes) -> None:
+    assert reason(with_scans(300, (64, 48), between)) == "too_many_pixels"
+
+
+def test_bytes_after_the_image_are_no_scans() -> None:
+    """A camera's video, say."""
+    assert reason(saved("JPEG") + b"\xff\xda\0\2" * 1000) is None
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xfe\0\2", b"\xff\xfe\0\2\xff\xff\xff"])
+def test_a_jpeg_of_many_segments_is_refused(segment: bytes) -> None:
+    whole = saved("JPEG")
+    assert reason(whole[:2] + segment * 150_000 + whole[2:]) == "not_an_image"
+    scan = whole.index(b"\xff\xda")
+    assert reason(whole[:scan] + segment * 150_000 + whole[scan:]) == "too_many_pixels"
+    assert reason(whole[:scan] + segment * 1000 + whole[scan:]) is None
+
+
+def test_padding_in_a_jpeg_is_skipped() -> None:
+    whole = saved("JPEG")
+    assert reason(whole[:2] + b"\xff" * 5_000_000 + whole[2:]) is None
+    assert reason(b"\xff\xd8" + b"\xff" * 20_000_000 + b"\xff\xd9") == "not_an_image"
