@@ -17,6 +17,8 @@ Dial = Callable[[Address, int, float], socket.socket]
 
 #: Room for status line and headers, interim answers included.
 MAX_HEAD: Final = 262_144
+#: Room for one line of it; `email`, which reads headers, is quadratic in the length of some.
+MAX_LINE: Final = 8192
 
 
 def dial(address: Address, port: int, timeout: float) -> socket.socket:
@@ -87,6 +89,29 @@ def secure(
         raise
 
 
+class _Lines(io.BufferedReader):
+    """Reads the head of an answer line by line, each a whole header and within its bound.
+
+    Headers folded over lines (obsolete since RFC 7230) would be joined to one without a bound, and
+    `email` takes a bare carriage return for an end of line, and what follows headers for a body.
+    """
+
+    in_head = True
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Return a line; raises `FetchError` `bad_response` for one that no head should have."""
+        if not self.in_head:
+            return super().readline(size)
+        line = super().readline(MAX_LINE + 1)
+        if len(line) > MAX_LINE:
+            raise FetchError("bad_response", f"more than {MAX_LINE} bytes in a line of the head")
+        if line[:1] in (b" ", b"\t"):
+            raise FetchError("bad_response", "a header folded over lines")
+        if b"\r" in line.rstrip(b"\r\n"):
+            raise FetchError("bad_response", "a carriage return within a header")
+        return line
+
+
 class Wire(io.RawIOBase):
     """The receiving side of a connection: counts bytes, and waits no longer than the deadline.
 
@@ -101,13 +126,15 @@ class Wire(io.RawIOBase):
         self._received = 0
         self._limit = MAX_HEAD
         self._error = FetchError("bad_response", f"more than {MAX_HEAD} bytes of headers")
+        self._lines = _Lines(self, 65_536)
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """Return this as the buffered file that `HTTPResponse` reads."""
-        return io.BufferedReader(self, 65_536)
+        return self._lines
 
     def allow_body(self, limit: int) -> None:
         """Lift the limit to a body of `limit` bytes, and as much as chunked framing may take."""
+        self._lines.in_head = False
         self._limit = self._received + limit + limit // 8 + MAX_HEAD
         self._error = FetchError("too_large", "more bytes on the wire than max_bytes")
 

@@ -72,6 +72,7 @@ def exchange(
     try:
         response.begin()
         answered()
+        deadline.wait()  # what parsing took counts too
         headers, status = response.headers, response.status
         if status in _REDIRECTS and headers.get("Location") is not None:
             return Received(status, headers, b"", headers["Location"])
@@ -87,7 +88,10 @@ def exchange(
     finally:
         response.close()
     coding = ",".join(headers.get_all("Content-Encoding", []))
-    return Received(status, headers, decode(body, coding, max_bytes) if coding else body, None)
+    if coding:
+        body = decode(body, coding, max_bytes)
+        deadline.wait()
+    return Received(status, headers, body, None)
 
 
 def _check_status(status: int, headers: HTTPMessage) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.fetch import exchange
 from pipeline.fetch.addresses import Address
 from pipeline.fetch.blocklist import Blocklist
 from pipeline.fetch.errors import FetchError
@@ -93,6 +94,22 @@ def test_a_tls_handshake_met_with(
 ) -> None:
     hostile.serve("", behaviour)
     assert fate(opener(), hostile.base.replace("http:", "https:") + "/x") == reason
+
+
+@pytest.mark.parametrize("step", ["begin", "decode"])
+def test_what_reading_takes_counts_against_the_deadline(
+    step: str, hostile: HostileWeb, opener: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: Any = exchange.HTTPResponse if step == "begin" else exchange
+    real = getattr(where, step)
+
+    def slow(*given: Any) -> Any:
+        time.sleep(DEADLINE)
+        return real(*given)
+
+    monkeypatch.setattr(where, step, slow)
+    url = hostile.serve("/", answers(b"image", "Content-Encoding: gzip"))
+    assert fate(opener(deadline_s=DEADLINE), url) == "deadline"
 
 
 def test_slow_redirects_share_one_deadline(hostile: HostileWeb, opener: Make) -> None:
