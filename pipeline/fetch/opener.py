@@ -21,6 +21,7 @@ from pipeline.fetch.errors import FetchError
 from pipeline.fetch.exchange import Received, exchange, request_bytes
 from pipeline.fetch.hosts import Hosts
 from pipeline.fetch.local import read_local
+from pipeline.fetch.opt_out import opted_out
 from pipeline.fetch.retry import Retries
 from pipeline.fetch.robots import MAX_ROBOTS, Robots
 from pipeline.fetch.targets import BAD_PORTS, Target, normal_host, parse
@@ -93,10 +94,16 @@ class PolicyOpener:
                 self._check(target)
                 self._robots.check(target, deadline)
             received = self._receive(target, deadline, first, self._config.max_bytes)
+            self._check_opt_out(received)
             if received.location is None:
                 return Answer(received.body, received.headers, url, received.status)
             target = _redirected(target, received.location)
         raise FetchError("too_many_redirects", "in a loop, or more than max_redirects")
+
+    def _check_opt_out(self, received: Received) -> None:
+        values = received.headers.get_all("X-Robots-Tag", [])
+        if opted_out(values, self._config.user_agent_token, self._config.respect_opt_out):
+            raise FetchError("opted_out", "the X-Robots-Tag header disallows use")
 
     def _check(self, target: Target) -> bool:
         """Raise `FetchError` if policy forbids the target; return whether the config lists it."""

@@ -22,11 +22,11 @@ from tests.pipeline.fetch.web import HostileWeb, answers
 
 def test_urlopen_is_governed(hostile: HostileWeb, canary: int) -> None:
     govern(FetchConfig(allow_private_hosts=[f"127.0.0.1:{hostile.port}"]))
-    url = hostile.serve("/", answers(b"image", "X-Robots-Tag: noai", "X-Robots-Tag: x: noindex"))
+    url = hostile.serve("/", answers(b"image", "X-Robots-Tag: all", "X-Robots-Tag: x: noindex"))
     request = urllib.request.Request(url, headers={"User-Agent": "anything"})
     with urllib.request.urlopen(request, timeout=5) as answer:
         # All that img2dataset asks an answer for.
-        assert answer.headers.get_all("X-Robots-Tag", []) == ["noai", "x: noindex"]
+        assert answer.headers.get_all("X-Robots-Tag", []) == ["all", "x: noindex"]
         assert answer.read() == b"image"
         assert (answer.status, answer.url, answer.geturl()) == (200, url, url)
         assert answer.info() is answer.headers
