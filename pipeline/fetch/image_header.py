@@ -22,7 +22,11 @@ _JPEG_MARKER: Final = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 # Far more segments or frames than any picture has: this is Python, and each takes a microsecond.
 _MOST_BLOCKS: Final = 100_000
 _TIFF_TYPES: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_SAMPLES = 256, 257, 258, 277
+_TIFF_STRIP, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 278, 322, 323
+_TIFF_READ: Final = frozenset({256, 257, 258, 277, 278, 322, 323})
+_TIFF_WHOLE: Final = 0xFFFFFFFF  # rows of a strip: all
+_TIFF_SPARE: Final = 1 << 22  # pixels by which a tile may be larger than the picture: padding
 _MOST_TAGS: Final = 4096
 
 
@@ -131,23 +135,44 @@ def _webp(data: bytes) -> Size:
 
 
 def _tiff(data: bytes) -> Size:
-    """Return the first directory's size, of classic and BigTIFF files."""
+    """Return the first directory's size, of classic and BigTIFF files.
+
+    Decoders also allocate by the tile (or strip) and by the sample, which a file may claim to be
+    larger than its picture: what no photograph needs is refused.
+    """
     order = "<" if data[:2] == b"II" else ">"
     (version,) = struct.unpack_from(order + "H", data, 2)
     if version == 43:
         (start,) = struct.unpack_from(order + "Q", data, 8)
-        (count,) = struct.unpack_from(order + "Q", data, start)
-        first, step, value = start + 8, 20, 12
+        (tags,) = struct.unpack_from(order + "Q", data, start)
+        first, step, count_kind = start + 8, 20, "Q"
     else:
         (start,) = struct.unpack_from(order + "I", data, 4)
-        (count,) = struct.unpack_from(order + "H", data, start)
-        first, step, value = start + 2, 12, 8
+        (tags,) = struct.unpack_from(order + "H", data, start)
+        first, step, count_kind = start + 2, 12, "I"
+    room = struct.calcsize("=" + count_kind)  # of a value too: a longer one stands elsewhere
     found: dict[int, int] = {}
-    for place in range(first, first + step * min(count, _MOST_TAGS), step):
+    for place in range(first, first + step * min(tags, _MOST_TAGS), step):
         tag, kind = struct.unpack_from(order + "HH", data, place)
-        if tag in (_TIFF_WIDTH, _TIFF_HEIGHT) and tag not in found:
-            (found[tag],) = struct.unpack_from(order + _TIFF_TYPES[kind], data, place + value)
-    return found[_TIFF_WIDTH], found[_TIFF_HEIGHT]
+        if tag not in _TIFF_READ or tag in found:
+            continue
+        (count,) = struct.unpack_from(order + count_kind, data, place + 4)
+        value = place + 4 + room
+        values = order + min(count, 8) * _TIFF_TYPES[kind]
+        if count * struct.calcsize("=" + _TIFF_TYPES[kind]) > room:
+            (value,) = struct.unpack_from(order + count_kind, data, value)
+        found[tag] = max(struct.unpack_from(values, data, value))
+    width, height = found[_TIFF_WIDTH], found[_TIFF_HEIGHT]
+    strip = found.get(_TIFF_STRIP, _TIFF_WHOLE)
+    tiles = (
+        width * (0 if strip == _TIFF_WHOLE else strip),
+        found.get(_TIFF_TILE_WIDTH, width) * found.get(_TIFF_TILE_HEIGHT, height),
+    )
+    if max(tiles) > width * height + _TIFF_SPARE:
+        raise ValueError("tiles larger than the picture")
+    if found.get(_TIFF_BITS, 1) > 16 or found.get(_TIFF_SAMPLES, 1) > 4:
+        raise ValueError("more than RGBA of 16 bits")
+    return width, height
 
 
 _FORMATS: Final[tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Size]], ...]] = (

@@ -6,9 +6,12 @@ import io
 import struct
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.fetch.image_header import image_size
 from pipeline.stages.failures import classify
 from pipeline.stages.integrity import CheckedResizer
 
@@ -91,3 +94,69 @@ def test_padding_in_a_jpeg_is_skipped() -> None:
     whole = saved("JPEG")
     assert reason(whole[:2] + b"\xff" * 5_000_000 + whole[2:]) is None
     assert reason(b"\xff\xd8" + b"\xff" * 20_000_000 + b"\xff\xd9") == "not_an_image"
+
+
+def tiff(
+    order: str = "<", big: bool = False, size: tuple[int, int] = (16, 16), **claims: int
+) -> bytes:
+    """Return a TIFF header that claims what the tests below name; there are no pixels."""
+    bits, samples = claims.get("bits", 8), claims.get("samples", 3)
+    tags = [
+        (256, 4, [size[0]]),
+        (257, 4, [size[1]]),
+        (258, 3, [bits] * samples),
+        (277, 3, [samples]),
+    ]
+    names = {"strip": 278, "tile_width": 322, "tile_height": 323}
+    tags += [(names[name], 4, [value]) for name, value in claims.items() if name in names]
+    word, room = ("Q", 8) if big else ("I", 4)
+    head = (b"II" if order == "<" else b"MM") + (
+        struct.pack(order + "HHHQ", 43, 8, 0, 16) if big else struct.pack(order + "HI", 42, 8)
+    )
+    head += struct.pack(order + ("Q" if big else "H"), len(tags))
+    end = len(head) + len(tags) * (4 + 2 * room) + room
+    entries, elsewhere = b"", b""
+    for tag, kind, values in tags:
+        value = struct.pack(f"{order}{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        if len(value) > room:
+            value, elsewhere = struct.pack(order + word, end + len(elsewhere)), elsewhere + value
+        entries += struct.pack(order + "HH" + word, tag, kind, len(values)) + value.ljust(
+            room, b"\0"
+        )
+    return head + entries + bytes(room) + elsewhere
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(
+    ("claims", "sound"),
+    [
+        ({}, True),
+        ({"samples": 4, "bits": 16}, True),
+        ({"samples": 1, "bits": 1}, True),
+        ({"bits": 32}, False),
+        ({"bits": 64, "samples": 4}, False),
+        ({"samples": 5}, False),
+        ({"samples": 1000}, False),
+        ({"tile_width": 256, "tile_height": 256}, True),
+        ({"tile_width": 16_000, "tile_height": 16_000}, False),
+        ({"tile_height": 1 << 24}, False),
+        ({"tile_width": 1 << 24}, False),
+        ({"strip": 16}, True),
+        ({"strip": 0xFFFFFFFF}, True),  # the whole picture
+        ({"strip": 1 << 24}, False),
+    ],
+)
+def test_a_tiff_may_not_claim_more_than_its_picture_needs(
+    order: str, big: bool, claims: dict[str, int], sound: bool
+) -> None:
+    assert image_size(tiff(order, big, **claims)) == ((16, 16) if sound else None)
+    if not sound:
+        assert reason(tiff(order, big, **claims)) == "not_an_image"
+
+
+def test_real_tiffs_pass() -> None:
+    for options in ({}, {"compression": "tiff_lzw"}, {"big_tiff": True}):
+        assert reason(saved("TIFF", (900, 700), **options)) is None
+    for pixels in (np.zeros((70, 90, 4), np.uint16), np.zeros((70, 90), np.uint8)):
+        assert reason(cv2.imencode(".tiff", pixels)[1].tobytes()) is None
