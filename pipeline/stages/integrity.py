@@ -51,7 +51,8 @@ def _without_alpha(data: bytes) -> io.BytesIO | None:
     """Return a large picture with an alpha channel as an opaque one; None for any other.
 
     img2dataset lays such a picture on white in float64, which takes 76 bytes a pixel. This is its
-    own arithmetic, a strip at a time: the same bytes come out, at 13 bytes a pixel.
+    own arithmetic, a strip at a time: the same bytes come out, at 9 bytes a pixel (11 where the
+    file has 16 bits a channel).
     """
     width, height = image_size(data) or (0, 0)
     if width * height <= _LARGE or data.startswith(_JPEG_START):
@@ -69,7 +70,10 @@ def _without_alpha(data: bytes) -> io.BytesIO | None:
         alpha = strip[:, :, 3, np.newaxis]
         laid = alpha / 255 * strip[..., :3] + 255 - alpha
         opaque[top : top + rows] = np.rint(laid.clip(min=0, max=255)).astype(np.uint8)
-    return io.BytesIO(cv2.imencode(".bmp", opaque)[1].tobytes())
+    del image, strip, alpha, laid  # before the copies below
+    encoded = cv2.imencode(".bmp", opaque)[1]
+    del opaque
+    return io.BytesIO(encoded.data)
 
 
 class CheckedResizer(Resizer):  # type: ignore[misc]

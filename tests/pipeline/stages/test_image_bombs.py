@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 from typing import Any
 
 import cv2
@@ -160,3 +161,15 @@ def test_real_tiffs_pass() -> None:
         assert reason(saved("TIFF", (900, 700), **options)) is None
     for pixels in (np.zeros((70, 90, 4), np.uint16), np.zeros((70, 90), np.uint8)):
         assert reason(cv2.imencode(".tiff", pixels)[1].tobytes()) is None
+
+
+@pytest.mark.parametrize(("depth", "most"), [(np.uint8, 10), (np.uint16, 13)])
+def test_a_large_picture_with_an_alpha_channel_takes_little_memory(depth: type, most: int) -> None:
+    side = 4000
+    data = cv2.imencode(".png", np.zeros((side, side, 4), depth))[1].tobytes()
+    tracemalloc.start()
+    refused = reason(data, max_pixels=side * side)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert refused is None
+    assert peak <= most * side * side
