@@ -15,6 +15,8 @@ from pipeline.fetch.image_header import SCAN, image_size, jpeg_scans, jpeg_segme
 from pipeline.filters.animation import is_animated
 
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# What alone makes imghdr say JPEG, whereupon img2dataset stores the file as it is, as .jpg.
+_TAKEN_FOR_JPEG = (b"JFIF", b"Exif")
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 # Encoders make 1 to 12 scans. A decoder goes over the whole picture in each, whatever it says.
 _SCANS, _MOST_SCANS = 10, 100
@@ -99,6 +101,8 @@ class CheckedResizer(Resizer):  # type: ignore[misc]
         return super().__call__(_without_alpha(data) or img_stream, blurring_bbox_list)
 
     def _error(self, data: bytes) -> FetchError | None:
+        if data[6:10] in _TAKEN_FOR_JPEG and not data.startswith(_JPEG_START):
+            return FetchError("not_an_image", "another format that is labelled as a JPEG")
         size = image_size(data)
         if size is None:
             return FetchError("not_an_image", "no header of a known format")

@@ -173,3 +173,13 @@ def test_a_large_picture_with_an_alpha_channel_takes_little_memory(depth: type, 
     tracemalloc.stop()
     assert refused is None
     assert peak <= most * side * side
+
+
+@pytest.mark.parametrize("label", [b"JFIF", b"Exif"])
+def test_only_a_jpeg_is_stored_as_one(label: bytes) -> None:
+    """img2dataset asks imghdr, which reads nothing but these four bytes."""
+    data = bytearray(saved("BMP"))
+    data[6:10] = label
+    assert reason(bytes(data), skip_reencode=True) == "not_an_image"
+    assert reason(saved("BMP"), skip_reencode=True) is None
+    assert reason(saved("JPEG"), skip_reencode=True) is None
