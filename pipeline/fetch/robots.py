@@ -9,18 +9,18 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
 from dataclasses import dataclass, replace
 from typing import Final
-from urllib.robotparser import RobotFileParser
 
 from pipeline.fetch.bounded import BoundedTable
 from pipeline.fetch.deadline import Deadline
 from pipeline.fetch.errors import FetchError
+from pipeline.fetch.robots_rules import allows, parse_rules
 from pipeline.fetch.targets import Target
 
 #: How much of a robots.txt is read; the RFC asks for at least this much.
 MAX_ROBOTS: Final = 512_000
 _KEPT_S: Final = 86_400.0
 _FAILURE_KEPT_S: Final = 300.0
-_HOSTS: Final = 16_384
+_HOSTS: Final = 8192
 # The RFC's "unavailable": such a host has no rules. Anything else forbids everything for now.
 _NO_RULES: Final = {"not_found", "gone", "forbidden", "http_4xx", "bad_redirect"}
 
@@ -31,7 +31,7 @@ Read = Callable[[Target, Deadline], bytes]
 @dataclass(frozen=True)
 class _Rules:
     #: None: it could not be read, so nothing may be fetched for now.
-    parser: RobotFileParser | None
+    text: str | None
     until: float
 
 
@@ -39,7 +39,7 @@ class Robots:
     """The rules of every host met, for one user agent; safe for threads."""
 
     def __init__(self, agent: str | None, read: Read) -> None:
-        self._agent = agent or "*"
+        self._agent = agent
         self._read = read
         self._lock = threading.Lock()
         self._rules: BoundedTable[str, Future[_Rules]] = BoundedTable(_HOSTS, Future.done)
@@ -64,21 +64,19 @@ class Robots:
             rules = known.result(deadline.wait())
         except NoAnswer:
             raise deadline.expired("robots.txt") from None
-        if rules.parser is None:
+        if rules.text is None:
             raise FetchError("robots_unreachable", "robots.txt could not be read")
-        if not rules.parser.can_fetch(self._agent, target.url):
+        if not allows(rules.text, target.path):
             raise FetchError("robots_disallowed", "robots.txt forbids it")
 
     def _fetch(self, target: Target, deadline: Deadline) -> _Rules:
         where = replace(target, path="/robots.txt")
-        parser = RobotFileParser()
         try:
-            text = self._read(where, deadline).decode(errors="replace")
-            parser.parse(text.splitlines())
+            text = parse_rules(self._read(where, deadline), self._agent)
         except FetchError as error:
             if error.reason not in _NO_RULES:
                 return _Rules(None, time.monotonic() + _FAILURE_KEPT_S)
-            parser.parse([])
+            text = ""
         except BaseException:  # others wait for this future
             return _Rules(None, 0.0)
-        return _Rules(parser, time.monotonic() + _KEPT_S)
+        return _Rules(text, time.monotonic() + _KEPT_S)
