@@ -97,6 +97,7 @@ def _gif(data: bytes) -> Size:
     """Return the logical screen, widened to every frame (GIF89a, sections 18 and 20)."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     place = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    steps, most = 0, _MOST_BLOCKS + len(data) // 64  # full blocks have 256 bytes
     while place < len(data) and data[place] in (0x21, 0x2C):
         if data[place] == 0x2C and place + 10 <= len(data):
             left, top, wide, high, flags = struct.unpack_from("<HHHHB", data, place + 1)
@@ -104,9 +105,13 @@ def _gif(data: bytes) -> Size:
             place += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
         else:
             place += 2
-        while place < len(data) and data[place]:
+        while place < len(data) and data[place] and steps <= most:
             place += 1 + data[place]
+            steps += 1
         place += 1
+        steps += 1
+        if steps > most:
+            raise ValueError("too many blocks")
     return width, height
 
 

@@ -7,6 +7,7 @@ seen in the bytes as fetched; `download` and `adopt` look there and note it in t
 from __future__ import annotations
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_MOST_BLOCKS = 100_000  # of a GIF, before the second frame; beyond, it is an attack
 _ANIMATION = 0x02  # flag of a VP8X chunk (RFC 9649, section 2.7)
 
 
@@ -28,6 +29,7 @@ def is_animated(data: bytes) -> bool:
 def _gif_frames(data: bytes) -> int:
     """Return the number of frames of a GIF, counted up to two (GIF89a, sections 20 to 26)."""
     frames, place = 0, 13
+    steps, most = 0, _MOST_BLOCKS + len(data) // 64  # full blocks have 256 bytes
     if len(data) > 10 and data[10] & 0x80:  # a global colour table
         place += 3 << ((data[10] & 7) + 1)
     while place < len(data) and frames < 2:
@@ -39,7 +41,11 @@ def _gif_frames(data: bytes) -> int:
             place += 2
         else:  # the trailer, or damage
             break
-        while place < len(data) and data[place]:
+        while place < len(data) and data[place] and steps <= most:
             place += 1 + data[place]
+            steps += 1
         place += 1
+        steps += 1
+        if steps > most:
+            break
     return frames

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pipeline.fetch.image_header import image_size
+from pipeline.filters.animation import is_animated
 from pipeline.stages.failures import classify
 from pipeline.stages.integrity import CheckedResizer
 
@@ -183,3 +184,29 @@ def test_only_a_jpeg_is_stored_as_one(label: bytes) -> None:
     assert reason(bytes(data), skip_reencode=True) == "not_an_image"
     assert reason(saved("BMP"), skip_reencode=True) is None
     assert reason(saved("JPEG"), skip_reencode=True) is None
+
+
+SCREEN = b"GIF89a" + struct.pack("<HHBBB", 16, 16, 0, 0, 0)
+FRAME = b",\0\0\0\0\1\0\1\0\0\2\2L\1\0"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        SCREEN + b"!\xfe\0" * 200_000,
+        SCREEN + FRAME * 200_000,
+        SCREEN + b"!\xfe" + b"\1\1" * 200_000 + b"\0",
+    ],
+    ids=["extensions", "frames", "tiny blocks"],
+)
+def test_a_gif_of_many_blocks_is_refused(data: bytes) -> None:
+    assert reason(data + FRAME * 2 + b";") == "not_an_image"
+    assert not data.startswith(SCREEN + b"!") or not is_animated(data + FRAME * 2 + b";")
+
+
+def test_a_long_gif_is_not_refused() -> None:
+    frames = [Image.effect_noise((64, 64), 50) for _ in range(300)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert reason(buffer.getvalue()) is None
+    assert is_animated(buffer.getvalue())
