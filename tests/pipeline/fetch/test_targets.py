@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.fetch.blocklist import Blocklist
 from pipeline.fetch.errors import FetchError
 from pipeline.fetch.targets import BAD_PORTS, parse
 
@@ -56,35 +55,3 @@ def test_any_text_is_a_target_or_refused(url: str) -> None:
 def test_ports_of_the_web_are_not_bad() -> None:
     assert not BAD_PORTS & {80, 81, 443, 3000, 5000, 8000, 8080, 8443, 8888}
     assert {22, 25, 6379, 3306}.intersection(BAD_PORTS) == {22, 25}  # as in the Fetch standard
-
-
-@pytest.mark.parametrize(
-    ("listed", "url", "reason"),
-    [
-        ("example.com", "http://example.com/", "blocked_host"),
-        ("example.com", "https://img.cdn.EXAMPLE.com.:8080/", "blocked_host"),
-        (" Example.com. ", "http://example.com/", "blocked_host"),
-        ("bücher.example", "http://xn--bcher-kva.example/", "blocked_host"),
-        ("[2001:db8::1]", "http://[2001:db8::1]/", "blocked_host"),
-        ("1.2.3.4", "http://1.2.3.4/", "blocked_host"),
-        ("example.com", "http://notexample.com/", None),
-        ("img.example.com", "http://example.com/", None),
-        ("http://example.com:80/a#b", "http://EXAMPLE.com/a", "blocked_url"),
-        ("http://example.com/ä", "http://example.com/%C3%A4", "blocked_url"),
-        ("http://example.com/a", "http://example.com/a?b", None),
-        ("http://example.com/a", "https://example.com/a", None),
-    ],
-)
-def test_blocklist(listed: str, url: str, reason: str | None) -> None:
-    entries = frozenset({listed})
-    block = Blocklist(urls=entries) if "://" in listed else Blocklist(hosts=entries)
-    try:
-        block.check(parse(url))
-    except FetchError as error:
-        assert error.reason == reason
-    else:
-        assert reason is None
-
-
-def test_equal_blocklists_are_equal_however_they_are_spelt() -> None:
-    assert Blocklist(frozenset({"A.b."})) == Blocklist(frozenset({"a.b"}))
