@@ -13,7 +13,14 @@ class Deadline:
     def __init__(self, seconds: float, timeout: float) -> None:
         self.began = time.monotonic()
         self._timeout = timeout
+        self._seconds = seconds
         self._end = self.began + seconds
+
+    @property
+    def ample(self) -> bool:
+        """Whether enough is left that a silence from now on says something of who is silent."""
+        left = self._end - time.monotonic()
+        return left >= min(self._timeout, self._seconds / 2)
 
     def wait(self) -> float:
         """Return how long the next operation may block [s].

@@ -132,6 +132,8 @@ class PolicyOpener:
         with self._hosts.turn(target.origin) as waited:
             deadline.extend(waited)
             began = time.monotonic()
+            # Whoever redirects late must not have the next host counted as silent.
+            counts = first and deadline.ample
             answers: list[None] = []
 
             def answered() -> None:
@@ -142,7 +144,7 @@ class PolicyOpener:
                 return self._request(target, deadline, limit, answered, cut)
             except FetchError as error:
                 # Once per URL: what a few slow URLs' retries do says nothing new of the host.
-                if first and not answers and error.reason in _UNANSWERED:
+                if counts and not answers and error.reason in _UNANSWERED:
                     self._hosts.unanswered(target.origin, began)
                 if error.retry_after and error.retry_after <= self._config.retry_budget_s:
                     self._hosts.pause(target.origin, error.retry_after)

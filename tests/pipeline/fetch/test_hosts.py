@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.errors import FetchError
 from pipeline.fetch.hosts import Hosts
 from pipeline.fetch.opener import PolicyOpener
-from tests.pipeline.fetch.web import HostileWeb, answers, stalls
+from tests.pipeline.fetch.web import HostileWeb, answers, head, stalls
 
 HOST = ("example.com", 80)
 OTHER = ("example.org", 80)
@@ -153,6 +154,33 @@ def test_the_opener_tells_the_dead_from_the_living(
     assert reasons(busy, 1) == ["http_5xx"]
     assert reasons(silent, 5) == ["timeout"] * 3 + ["host_down"] * 2
     assert hostile.asked("/silent") == 5
+
+
+@pytest.mark.parametrize(("late", "reason"), [(0.35, None), (0.0, "host_down")])
+def test_a_late_redirect_does_not_close_the_host_it_leads_to(
+    late: float, reason: str | None, hostile: HostileWeb, opener: Callable[..., PolicyOpener]
+) -> None:
+    with HostileWeb() as victim:
+        listed = [f"127.0.0.1:{web.port}" for web in (hostile, victim)]
+        options = {"deadline_s": 0.5, "timeout": 5, "threads": 1, "host_failures": 2}
+        fetch = opener(allow_private_hosts=listed, **options)
+        good = victim.serve("/good", answers(b"image"))
+        location = f"Location: {victim.serve('/slow', stalls(b''))}"
+
+        def redirect(connection: socket.socket, stop: threading.Event) -> None:
+            stop.wait(late)
+            connection.sendall(head(location, status="302 Found"))
+
+        url = hostile.serve("/", redirect)
+        for _ in range(2):
+            with pytest.raises(FetchError, match="deadline"):
+                fetch.open(url)
+        assert victim.asked("/slow") == 2
+        if reason is None:
+            assert fetch.open(good).read() == b"image"
+        else:
+            with pytest.raises(FetchError, match=reason):
+                fetch.open(good)
 
 
 def test_a_million_hosts_stay_cheap() -> None:
