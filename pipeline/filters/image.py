@@ -89,10 +89,18 @@ def measure_image(data: bytes, max_pixels: int = 89_478_485) -> ImageMeasures:
         contrast=float(deviations.max()),
         sharpness=float(spread[0, 0]) ** 2,
         entropy=_entropy(grey),
-        grey_share=float((np.ptp(small, axis=2) <= _GREY_SPREAD).mean()),
+        grey_share=_grey_share(small),
         phash=perceptual_hash(grey),
         colours=cells.tobytes(),
     )
+
+
+def _grey_share(image: Image) -> float:
+    """Return the share of pixels whose channels are nearly equal."""
+    # By channel: numpy reduces an axis of three many times slower.
+    one, two, three = cv2.split(image)
+    spread = cv2.subtract(cv2.max(cv2.max(one, two), three), cv2.min(cv2.min(one, two), three))
+    return float((spread <= _GREY_SPREAD).mean())
 
 
 def _entropy(grey: Image) -> float:
