@@ -83,7 +83,8 @@ class FetchConfig(Settings):
     host_wait_s: float = Field(
         60,
         gt=0,
-        description="longest wait for a host's turn; then the row fails, host_busy [s]",
+        description="longest wait for hosts' turns in one try, redirects included; then the row "
+        "fails, host_busy [s]",
         json_schema_extra=PACE,
     )
     host_failures: int = Field(

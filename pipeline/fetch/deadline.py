@@ -13,6 +13,8 @@ class Deadline:
     def __init__(self, seconds: float, timeout: float) -> None:
         self.began = time.monotonic()
         self._timeout = timeout
+        #: Time spent waiting for our own limits.
+        self.waited = 0.0
         self._seconds = seconds
         self._end = self.began + seconds
 
@@ -40,4 +42,5 @@ class Deadline:
 
     def extend(self, seconds: float) -> None:
         """Put the end off, by time that was spent waiting for our own limits."""
+        self.waited += seconds
         self._end += seconds

@@ -49,15 +49,17 @@ class Hosts:
         self._changed = threading.Condition()
 
     @contextmanager
-    def turn(self, origin: Origin) -> Iterator[float]:
+    def turn(self, origin: Origin, waited: float = 0.0) -> Iterator[float]:
         """Hold one of a host's places; yields how long that had to be waited for [s].
+
+        `waited` is what the same try has waited for other turns.
 
         Raises `FetchError`: `host_down`, or `host_busy` if `host_wait_s` was not enough.
         """
         began = time.monotonic()
         with self._changed:
             host = self._of(origin)
-            self._enter(host, began + self._config.host_wait_s)
+            self._enter(host, began + self._config.host_wait_s - waited)
             start = max(host.next_start, time.monotonic())
             if self._config.host_rate is not None:
                 host.next_start = start + 1 / self._config.host_rate
@@ -109,7 +111,7 @@ class Hosts:
         host.waiting += 1
         try:
             while host.active >= self._config.host_concurrency:
-                if not self._changed.wait(latest - time.monotonic()):
+                if not self._changed.wait(max(0.0, latest - time.monotonic())):
                     raise FetchError("host_busy", "no place at the host became free in time")
                 self._check_up(host)
         finally:

@@ -129,7 +129,7 @@ class PolicyOpener:
         self, target: Target, deadline: Deadline, first: bool, limit: int, cut: bool = False
     ) -> Received:
         """Make one request in its host's turn, and tell the host's record how it went."""
-        with self._hosts.turn(target.origin) as waited:
+        with self._hosts.turn(target.origin, deadline.waited) as waited:
             deadline.extend(waited)
             began = time.monotonic()
             # Whoever redirects late must not have the next host counted as silent.

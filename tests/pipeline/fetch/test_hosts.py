@@ -83,6 +83,22 @@ def test_a_rate_that_leaves_no_turn_in_time_is_said_at_once() -> None:
     assert time.monotonic() - began < 1
 
 
+def test_redirects_share_the_time_to_wait_for_turns(
+    hostile: HostileWeb, opener: Callable[..., PolicyOpener]
+) -> None:
+    for number in range(4):
+        moved = answers(b"", f"Location: /{number + 1}", status="302 Found")
+        hostile.serve(f"/{number}", moved)
+    hostile.serve("/4", answers(b"image"))
+    # Each turn comes 0.3 s after the one before.
+    began = time.monotonic()
+    with pytest.raises(FetchError, match="host_busy"):
+        opener(host_rate=1 / 0.3, host_wait_s=0.7).open(hostile.base + "/0")
+    assert time.monotonic() - began < 0.9
+    fetch = opener(host_rate=1 / 0.3, host_wait_s=1.5)
+    assert fetch.open(hostile.base + "/0").read() == b"image"
+
+
 def fail(table: Hosts, began: float | None = None) -> None:
     with table.turn(HOST):
         table.unanswered(HOST, time.monotonic() if began is None else began)
