@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.fetch.image_header import image_size
+from pipeline.fetch.image_header import image_size, jpeg_scans
 from pipeline.filters.animation import is_animated
 from pipeline.forget.listing import forgotten_uids
 from pipeline.forget.tables import blanked
@@ -22,7 +22,7 @@ from pipeline.sources.tar import Member, open_tar, samples
 from pipeline.sources.webdataset import EXTENSIONS, WebdatasetSource
 from pipeline.stages.download import DownloadConfig
 from pipeline.stages.failures import FAILURES, classify
-from pipeline.stages.integrity import is_truncated
+from pipeline.stages.integrity import JPEG_START, MOST_SCANS, is_truncated
 from pipeline.stages.task import StageReport, Task
 
 VERSION = 1
@@ -109,6 +109,9 @@ def _read_image(file: Any, member: Member, item: _Stored, limit: int) -> _Image 
     size = image_size(data)
     if size is None or max(size) >= 2**31:
         return "not_an_image"
+    # Its later stages decode it, and each scan is a pass over all of its pixels.
+    if data.startswith(JPEG_START) and jpeg_scans(data, MOST_SCANS) > MOST_SCANS:
+        return "too_many_pixels"
     if is_truncated(data):
         return "truncated"
     digest = item["sha256"]

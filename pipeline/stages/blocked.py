@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from typing import Any
 
 import pyarrow as pa
 
@@ -30,11 +29,12 @@ FOLDER = "blocklists"
 def publish(run: Directory, config: BlockConfig) -> str | None:
     """Write the lists into the run directory; return their digest, None if they are empty.
 
-    Raises `ConfigError` if a list's file can't be read.
+    Raises `ConfigError` if a list's file can't be read, or an entry is no host or no URL.
     """
     lists = {name: config.entries(name) for name in ("hosts", "urls")}
     if not any(lists.values()):
         return None
+    _blocklist(lists)  # an entry that could match nothing is refused before any work
     digest = hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:16]
     directory = run / FOLDER
     if not directory.exists(f"{digest}.json"):
@@ -52,7 +52,7 @@ def fetch(
 
 def url_reasons(urls: pa.ChunkedArray, config: BlockConfig) -> list[str | None]:
     """Return `blocked_host`, `blocked_url` or null for each URL (n,) of string."""
-    blocklist = Blocklist(frozenset(config.entries("hosts")), frozenset(config.entries("urls")))
+    blocklist = _blocklist({name: config.entries(name) for name in ("hosts", "urls")})
     return [_reason(url, blocklist) for url in urls.to_pylist()]
 
 
@@ -68,5 +68,8 @@ def _reason(url: str | None, blocklist: Blocklist) -> str | None:
 
 @functools.lru_cache(maxsize=2)
 def _read(url: str, digest: str) -> Blocklist:
-    lists: dict[str, Any] = (Directory(url) / FOLDER).read_json(f"{digest}.json")
+    return _blocklist((Directory(url) / FOLDER).read_json(f"{digest}.json"))
+
+
+def _blocklist(lists: dict[str, list[str]]) -> Blocklist:
     return Blocklist(frozenset(lists["hosts"]), frozenset(lists["urls"]))

@@ -14,12 +14,12 @@ from pipeline.fetch.errors import FetchError
 from pipeline.fetch.image_header import SCAN, image_size, jpeg_scans, jpeg_segments
 from pipeline.filters.animation import is_animated
 
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # What alone makes imghdr say JPEG, whereupon img2dataset stores the file as it is, as .jpg.
 _TAKEN_FOR_JPEG = (b"JFIF", b"Exif")
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 # Encoders make 1 to 12 scans. A decoder goes over the whole picture in each, whatever it says.
-_SCANS, _MOST_SCANS = 10, 100
+_SCANS, MOST_SCANS = 10, 100
 # Pixels; below this, what img2dataset needs for an alpha channel is no more than 320 MB.
 _LARGE = 1 << 22
 # Modes that fit the shorter side to `image_size`, so that the longer one may grow without bound.
@@ -31,7 +31,7 @@ def is_truncated(data: bytes) -> bool:
 
     OpenCV decodes such files without an error and fills the missing part with grey.
     """
-    if data.startswith(_JPEG_START):
+    if data.startswith(JPEG_START):
         return data.rfind(_JPEG_END, _scan_start(data)) < 0
     if data.startswith(_PNG_START):
         return data.rfind(_PNG_END) < 0
@@ -57,7 +57,7 @@ def _without_alpha(data: bytes) -> io.BytesIO | None:
     file has 16 bits a channel).
     """
     width, height = image_size(data) or (0, 0)
-    if width * height <= _LARGE or data.startswith(_JPEG_START):
+    if width * height <= _LARGE or data.startswith(JPEG_START):
         return None
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -101,7 +101,7 @@ class CheckedResizer(Resizer):  # type: ignore[misc]
         return super().__call__(_without_alpha(data) or img_stream, blurring_bbox_list)
 
     def _error(self, data: bytes) -> FetchError | None:
-        if data[6:10] in _TAKEN_FOR_JPEG and not data.startswith(_JPEG_START):
+        if data[6:10] in _TAKEN_FOR_JPEG and not data.startswith(JPEG_START):
             return FetchError("not_an_image", "another format that is labelled as a JPEG")
         size = image_size(data)
         if size is None:
@@ -112,10 +112,10 @@ class CheckedResizer(Resizer):  # type: ignore[misc]
             width, height = int(width * scale), int(height * scale)
         if width * height > self._max_pixels:
             return FetchError("too_many_pixels", "more than max_pixels in the header")
-        if data.startswith(_JPEG_START) and jpeg_scans(data, most := self._most_scans(size)) > most:
+        if data.startswith(JPEG_START) and jpeg_scans(data, most := self._most_scans(size)) > most:
             return FetchError("too_many_pixels", f"more than {most} scans of a JPEG of this size")
         return FetchError("truncated", "no end marker") if is_truncated(data) else None
 
     def _most_scans(self, size: tuple[int, int]) -> int:
         """Return how many scans a JPEG may have: over all, 10 times `max_pixels`; at most 100."""
-        return min(_MOST_SCANS, _SCANS * self._max_pixels // (size[0] * size[1]))
+        return min(MOST_SCANS, _SCANS * self._max_pixels // (size[0] * size[1]))

@@ -25,6 +25,7 @@ from pipeline.stages.adopt import adopt
 from pipeline.stages.download import DownloadConfig
 from pipeline.stages.task import Task, tables_of
 from pipeline.storage import Directory
+from tests.pipeline.stages.test_image_bombs import with_scans
 
 Image = Callable[..., bytes]
 
@@ -258,3 +259,11 @@ def test_a_tar_that_shrank_since_the_cut_is_counted(tmp_path: Path, image: Image
     adopt(Task(run, "download", "mark"), part, source, DownloadConfig())
     table = tables_of(run, "download").read_table("00000.parquet")
     assert table["reason"].to_pylist() == [None, "damaged_tar", "damaged_tar"]
+
+
+def test_a_jpeg_that_takes_ages_to_decode_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "tars").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "tars" / "00000.tar")) as writer:
+        writer.write({"__key__": "bomb", "jpg": with_scans(5000, (64, 48)), "txt": "a bomb"})
+        writer.write({"__key__": "fine", "jpg": with_scans(50, (64, 48)), "txt": "a picture"})
+    assert adopted(tmp_path / "tars")["reason"].to_pylist() == ["too_many_pixels", None]
