@@ -73,7 +73,7 @@ def yfcc15m(folder: Path, _: Any) -> tuple[Path, Expected]:
         "latitude": "24.550558",
         "accuracy": 12,
         "pageurl": "http://www.flickr.com/photos/39089491@N00/6985418911/",
-        "downloadurl": "http://farm8.staticflickr.com/7205/6985418911_df7747990d.jpg",
+        "downloadurl": "http://live.staticflickr.com/7205/6985418911_df7747990d.jpg",
         "licensename": "Attribution-NonCommercial-NoDerivs License",
         "licenseurl": "http://creativecommons.org/licenses/by-nc-nd/2.0/",
         "serverid": 7205,
