@@ -4,9 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # What the targets work on; override as in `make shards DATA=my.yaml RUN=runs/mine`.
-DATA   ?= data_configs/scenes.yaml
+DATA   ?= data_configs/scenes_tiny.yaml
 RUN    ?= runs/scenes
-TRAIN  ?= tcjepa/configs/scenes.yaml
+TRAIN  ?= tcjepa/configs/scenes_tiny.yaml
 STUDY  ?= tcjepa/ablate/studies/scenes.yaml
 # Further `key.sub=value` overrides of the command at hand.
 ARGS   ?=

@@ -24,7 +24,7 @@ FREE_KEYS = (
     "data.prefetch",
     "data.cache_dir",
     "data.cache_bytes",
-    "data.unreadable_limit",
+    "data.max_bad_share",
     "text.cache",
     "train.micro_batch",
     "train.device",

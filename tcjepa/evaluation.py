@@ -163,7 +163,7 @@ def text_gain(model: TCJEPA, config: TrainConfig, world: World) -> float:
             "evaluate.text_gain_images=0"
         )
     batch = min(images, config.evaluate.batch)
-    section = config.train.model_copy(update={"global_batch": batch, "micro_batch": None})
+    section = config.train.model_copy(update={"batch": batch, "micro_batch": None})
     maker = InputMaker(
         config.model_copy(update={"train": section}),
         model.encoder.shape.grid,

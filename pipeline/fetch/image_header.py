@@ -124,8 +124,11 @@ def _bmp(data: bytes) -> Size:
     return abs(width), abs(height)  # a negative height: top row first
 
 
-def _webp(data: bytes) -> Size:
-    """Return the canvas (RFC 9649, sections 2.5 to 2.7)."""
+def webp_size(data: bytes) -> Size:
+    """Return the canvas of a WebP (RFC 9649, sections 2.5 to 2.7).
+
+    Raises `ValueError` or `struct.error` for a header that is none.
+    """
     kind = data[12:16]
     if kind == b"VP8X":
         low = struct.unpack_from("<HBHB", data, 24)
@@ -183,7 +186,7 @@ def _tiff(data: bytes) -> Size:
 _FORMATS: Final[tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Size]], ...]] = (
     (lambda data: data.startswith(b"\xff\xd8\xff"), _jpeg),
     (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), _png),
-    (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", _webp),
+    (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", webp_size),
     (lambda data: data[:6] in (b"GIF87a", b"GIF89a"), _gif),
     (lambda data: data.startswith(b"BM"), _bmp),
     (lambda data: data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from pipeline.fetch.image_header import webp_size
 from pipeline.filters.animation import is_animated
 
 #: Why an image has no measures.
@@ -138,25 +139,10 @@ def _read_size(data: bytes) -> tuple[int, int] | str:
             width, height = struct.unpack_from(">II", data, 16)
             return int(width), int(height)
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            return _webp_size(data)
+            return webp_size(data)
     except (ValueError, KeyError, struct.error):  # simplejpeg: KeyError for an unknown subsampling
         return "bad_header"
     return "unknown_format"
-
-
-def _webp_size(data: bytes) -> tuple[int, int] | str:
-    """Return (width, height) of a WebP (RFC 9649, sections 2.5 to 2.7), or a decode error."""
-    kind = data[12:16]
-    if kind == b"VP8X":
-        low = struct.unpack_from("<HBHB", data, 24)
-        return 1 + low[0] + (low[1] << 16), 1 + low[2] + (low[3] << 16)
-    if kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", data, 21)
-        return 1 + (bits & 0x3FFF), 1 + ((bits >> 14) & 0x3FFF)
-    if kind == b"VP8 ":
-        width, height = struct.unpack_from("<HH", data, 26)
-        return int(width & 0x3FFF), int(height & 0x3FFF)
-    return "bad_header"
 
 
 def _decode(data: bytes) -> Image | str:

@@ -6,13 +6,13 @@ higher is better.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.schema import SCORES
-from pipeline.settings import PACE, Settings
+from pipeline.scorers.embedding import EncoderConfig
+from pipeline.settings import Settings
 
 
 class LanguageScoreConfig(Settings):
@@ -86,7 +86,7 @@ class WordAgreementConfig(Settings):
     )
 
 
-class EncoderAgreementConfig(Settings):
+class EncoderAgreementConfig(EncoderConfig):
     """`agreement: encoder`: cosine of captions by a Hugging Face text encoder, mean-pooled."""
 
     kind: Literal["encoder"] = Field(
@@ -95,31 +95,6 @@ class EncoderAgreementConfig(Settings):
     model: str = Field(
         description="hub name such as sentence-transformers/all-MiniLM-L6-v2, or a local folder"
     )
-    revision: str | None = Field(
-        default=None, description="commit, branch or tag on the hub; null is its main branch"
-    )
-    batch_size: int = Field(
-        default=256, ge=1, le=8192, description="per forward pass; halved on OOM [captions]"
-    )
-    dtype: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto", description="weights and activations; auto is bf16 on GPUs that have it"
-    )
-    device: str = Field(
-        default="auto", description="torch device; auto is cuda if there is one, else cpu"
-    )
-    resources: dict[str, float] = Field(
-        default={},
-        description="Dask worker resources the encoder needs, such as {GPU: 1}",
-        json_schema_extra=PACE,
-    )
-
-    @model_validator(mode="after")
-    def _runnable(self) -> EncoderAgreementConfig:
-        if not self.model.strip():
-            raise ValueError("model: empty; give a hub name or a folder")
-        if self.device != "auto" and not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", self.device):
-            raise ValueError(f"device: got {self.device!r}, allowed: auto, cpu, mps, cuda, cuda:0")
-        return self
 
 
 AgreementConfig = Annotated[

@@ -26,14 +26,14 @@ BF16_PEAKS: Final = (
     ("H200", 989e12),
     ("A100", 312e12),
 )
-_DEMO, _PUBLISHED = "scenes", "vit_b16"
+_DEMO, _PUBLISHED = "scenes_tiny", "vit_b16"
 _CPU_STEPS, _GPU_STEPS = 3, 20
 _GPU_BATCH = 128
 
 
 def bench_demo(shards: Path, batch: int | None, rounds: int) -> Bench:
     """Compare the steps at the demo's config; `batch` [images] replaces the config's."""
-    overrides = [] if batch is None else [f"train.global_batch={batch}"]
+    overrides = [] if batch is None else [f"train.batch={batch}"]
     steps = _CPU_STEPS if batch is None else 1
     # Threads as the environment says, so that a bench can be kept to one core.
     overrides.append(f"train.threads={torch.get_num_threads()}")
@@ -49,7 +49,7 @@ def bench_published(shards: Path, rounds: int) -> Bench:
     overrides = [
         "text.encoder=hashed",
         "text.width=768",
-        f"train.global_batch={_GPU_BATCH}",
+        f"train.batch={_GPU_BATCH}",
         "train.precision=bf16",
     ]
     cases = _cases(_PUBLISHED, shards, overrides, _GPU_STEPS)

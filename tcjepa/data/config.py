@@ -64,7 +64,7 @@ class DataConfig(Settings):
     cache_bytes: Positive = Field(
         64 * 2**30, description="remote shards kept on disk, least recently used go first [bytes]"
     )
-    unreadable_limit: Share = Field(
+    max_bad_share: Share = Field(
         0.01, description="stop when more samples than this had to be replaced [share]"
     )
 

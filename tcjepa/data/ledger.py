@@ -40,5 +40,5 @@ class SubstitutionLedger:
             last = f"; last: {batch.replaced[-1]}" if batch.replaced else ""
             raise TooManyUnreadableError(
                 f"{self.replaced} of {self.seen} samples could not be read, more than "
-                f"data.unreadable_limit = {self._limit}{last}. See {self._path or 'Batch.replaced'}"
+                f"data.max_bad_share = {self._limit}{last}. See {self._path or 'Batch.replaced'}"
             )

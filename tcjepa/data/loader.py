@@ -116,7 +116,7 @@ def make_loader(
 
     `global_batch` [images] is over all ranks. Raises `ConfigError` if it cannot be shared equally
     among them, or if the state belongs to other data or another seed. Iteration raises
-    `TooManyUnreadableError` past `config.unreadable_limit` and `ShardUnavailableError` when a shard
+    `TooManyUnreadableError` past `config.max_bad_share` and `ShardUnavailableError` when a shard
     as a whole cannot be had.
     """
     if global_batch <= 0 or global_batch % world_size:
@@ -134,7 +134,7 @@ def make_loader(
         rank=rank,
         world_size=world_size,
     )
-    ledger = ledger or SubstitutionLedger(None, config.unreadable_limit)
+    ledger = ledger or SubstitutionLedger(None, config.max_bad_share)
     return Loader(index, config, plan, tasks, ledger)
 
 

@@ -41,6 +41,23 @@ class TextConditioning(Settings):
         return min(1.0, (step + 1) / (self.regularizer_warmup + 1))
 
 
+class PredictorConfig(Settings):
+    """The predictor's sizes; defaults are the paper's for ViT-B/16."""
+
+    width: int = Field(384, gt=0, description="paper: 384 [features, a multiple of 4]")
+    depth: int = Field(6, ge=1, description="paper: 6 for B, 12 for L and H [layers]")
+    heads: int | None = Field(
+        None, ge=1, description="attention heads; null = as many as the encoder (paper)"
+    )
+
+    @field_validator("width")
+    @classmethod
+    def _positions_fit(cls, width: int) -> int:
+        if width % 4:
+            raise ValueError(f"got {width}; 2-D sine-cosine positions need a multiple of 4")
+        return width
+
+
 class ModelConfig(Settings):
     """Encoder, predictor and loss; defaults are the paper's for ViT-B/16."""
 
@@ -54,14 +71,8 @@ class ModelConfig(Settings):
         description="arguments to timm.create_model, e.g. {img_size: 64, patch_size: 8, "
         "embed_dim: 128, depth: 4, num_heads: 4}",
     )
-    predictor_width: int = Field(
-        384, gt=0, description="predictor width; paper: 384 [features, a multiple of 4]"
-    )
-    predictor_depth: int = Field(
-        6, ge=1, description="predictor layers; paper: 6 for B, 12 for L and H [layers]"
-    )
-    predictor_heads: int | None = Field(
-        None, ge=1, description="predictor attention heads; null = as many as the encoder (paper)"
+    predictor: PredictorConfig = Field(
+        default_factory=PredictorConfig, description="the narrow ViT that fills in target blocks"
     )
     prediction_loss: Literal["l2", "smooth_l1"] = Field(
         "l2",
@@ -73,31 +84,23 @@ class ModelConfig(Settings):
         description="text conditioning of the predictor; null gives I-JEPA",
     )
 
-    @field_validator("predictor_width")
-    @classmethod
-    def _positions_fit(cls, width: int) -> int:
-        if width % 4:
-            raise ValueError(f"got {width}; 2-D sine-cosine positions need a multiple of 4")
-        return width
-
     @model_validator(mode="after")
     def _buildable(self) -> ModelConfig:
         # Imported here: reading another section's config must not pay for torch and timm.
         from tcjepa.model.encoder import encoder_shape
 
         shape = encoder_shape(self.encoder, self.encoder_kwargs)
-        heads = self.predictor_heads or shape.heads
-        if self.predictor_width % heads:
+        width, heads = self.predictor.width, self.predictor.heads or shape.heads
+        if width % heads:
             raise ValueError(
-                f"predictor_width {self.predictor_width} is not divisible by {heads} heads; set "
-                "predictor_heads to a divisor (null takes the encoder's)"
+                f"predictor.width {width} is not divisible by {heads} heads; set predictor.heads "
+                "to a divisor (null takes the encoder's)"
             )
-        if self.text and self.predictor_width % self.text.heads:
+        if self.text and width % self.text.heads:
             raise ValueError(
-                f"predictor_width {self.predictor_width} is not divisible by text.heads "
-                f"{self.text.heads}"
+                f"predictor.width {width} is not divisible by text.heads {self.text.heads}"
             )
         return self
 
 
-__all__ = ["ModelConfig", "TextConditioning"]
+__all__ = ["ModelConfig", "PredictorConfig", "TextConditioning"]

@@ -36,14 +36,14 @@ class Predictor(nn.Module):
 
     def __init__(self, config: ModelConfig, encoder: EncoderShape, text_width: int | None) -> None:
         super().__init__()
-        width = config.predictor_width
-        heads = config.predictor_heads or encoder.heads
+        width = config.predictor.width
+        heads = config.predictor.heads or encoder.heads
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.register_buffer("positions", sincos_positions(encoder.grid, width), persistent=False)
         self.blocks = nn.ModuleList(
             Block(width, heads, qkv_bias=True, norm_layer=_norm)
-            for _ in range(config.predictor_depth)
+            for _ in range(config.predictor.depth)
         )
         self.norm = _norm(width)
         self.project = nn.Linear(width, encoder.width)
@@ -54,7 +54,7 @@ class Predictor(nn.Module):
                 raise ValueError("a text-conditioned predictor needs the text encoder's width")
             self.null_caption = nn.Parameter(torch.empty(text_width))
             self.conditioners.extend(
-                Conditioner(width, text_width, config.text) for _ in range(config.predictor_depth)
+                Conditioner(width, text_width, config.text) for _ in range(config.predictor.depth)
             )
         initialise(self, self.blocks)
         for conditioner in self.conditioners:

@@ -20,14 +20,14 @@ PUBLISHED_WARMUP_SHARE = 0.2
 class TrainSection(Settings):
     """How the model is optimised, watched and saved (config section `train`)."""
 
-    global_batch: int = Field(
+    batch: int = Field(
         PUBLISHED_BATCH, ge=1, description="batch of one optimizer step, all ranks; METHOD [images]"
     )
     micro_batch: int | None = Field(
         None,
         ge=1,
         description="largest batch of one forward pass on one rank; a smaller one than "
-        "global_batch / ranks accumulates gradients; null: no accumulation [images]",
+        "batch / ranks accumulates gradients; null: no accumulation [images]",
     )
     epochs: float | None = Field(
         None, gt=0, description="length of the run; give epochs or steps [epochs]"
@@ -38,9 +38,7 @@ class TrainSection(Settings):
     lr: float = Field(1e-3, gt=0, description="peak learning rate at batch 2048; I-JEPA, METHOD")
     start_lr: float = Field(2e-4, ge=0, description="learning rate before warm-up; I-JEPA, METHOD")
     final_lr: float = Field(1e-6, ge=0, description="learning rate at the end; I-JEPA, METHOD")
-    scale_lr: bool = Field(
-        False, description="multiply the three learning rates by global_batch / 2048"
-    )
+    scale_lr: bool = Field(False, description="multiply the three learning rates by batch / 2048")
     warmup_epochs: float | None = Field(
         None,
         ge=0,
@@ -125,14 +123,14 @@ class TrainSection(Settings):
         if self.epochs is not None and self.warmup_epochs is not None:
             _below("train.warmup_epochs", self.warmup_epochs, "train.epochs", self.epochs)
         if self.micro_batch is not None:
-            if self.micro_batch > self.global_batch:
+            if self.micro_batch > self.batch:
                 raise ValueError(
                     f"train.micro_batch={self.micro_batch} is larger than "
-                    f"train.global_batch={self.global_batch}; lower it or set it to null"
+                    f"train.batch={self.batch}; lower it or set it to null"
                 )
-            if self.global_batch % self.micro_batch:
+            if self.batch % self.micro_batch:
                 raise ValueError(
-                    f"train.global_batch={self.global_batch} is no multiple of "
+                    f"train.batch={self.batch} is no multiple of "
                     f"train.micro_batch={self.micro_batch}"
                 )
         return self

@@ -45,7 +45,7 @@ class InputMaker:
         masks = sample_masks(
             config.masks,
             self._grid,
-            config.train.global_batch,
+            config.train.batch,
             seed=config.train.seed,
             step=step,
             rows=slice(first, first + local),

@@ -137,7 +137,7 @@ class Window:
         self.keys = list(values)
         self.steps.append((run.step, torch.stack([values[key] for key in self.keys])))
         self.rows.append(batch.rows.tolist())
-        self.images += run.config.train.global_batch
+        self.images += run.config.train.batch
 
     def flush(self, run: Run, monitored: bool) -> float:
         """Fetch, check and log the steps of the window, and measure the monitors if asked.
@@ -185,5 +185,5 @@ class Window:
             f"Likely causes: a learning rate that is too high (it was {run.schedule.at(step).lr:g};"
             " lower train.lr or lengthen train.warmup_steps), no clipping (set "
             f"train.clip_grad=1.0), or too little precision (try {precision}a larger "
-            "train.global_batch). Restart with the changed keys and --fresh"
+            "train.batch). Restart with the changed keys and --fresh"
         )

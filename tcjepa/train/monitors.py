@@ -86,7 +86,7 @@ class Alarm:
 
 _COLLAPSE: Final = (
     "the features are collapsing; lower train.lr, lengthen the warm-up, raise train.ema, or use a "
-    "larger train.global_batch"
+    "larger train.batch"
 )
 _TEXT: Final = (
     "the predictor ignores the captions; check that they belong to their images (python -m tcjepa "

@@ -68,15 +68,15 @@ class Schedule:
 def make_schedule(config: TrainSection, samples: int) -> Schedule:
     """Return the schedule of a run over `samples` training images per epoch.
 
-    An epoch is samples / global_batch steps, as a fraction; lengths in epochs round down, as in
+    An epoch is samples / batch steps, as a fraction; lengths in epochs round down, as in
     I-JEPA. Raises `ConfigError` if no step is left or the warm-up fills the run.
     """
-    per_epoch = samples / config.global_batch
+    per_epoch = samples / config.batch
     steps = config.steps or int((config.epochs or 0) * per_epoch)
     if steps < 1:
         raise ConfigError(
             f"train.epochs={config.epochs} over {samples} images is less than one step of "
-            f"train.global_batch={config.global_batch}; lower the batch or raise the epochs"
+            f"train.batch={config.batch}; lower the batch or raise the epochs"
         )
     if config.warmup_steps is not None:
         warmup = config.warmup_steps
@@ -89,7 +89,7 @@ def make_schedule(config: TrainSection, samples: int) -> Schedule:
             f"the warm-up ({warmup} steps) fills the whole run ({steps} steps); lower "
             "train.warmup_steps or train.warmup_epochs, or train longer"
         )
-    scale = config.global_batch / PUBLISHED_BATCH if config.scale_lr else 1.0
+    scale = config.batch / PUBLISHED_BATCH if config.scale_lr else 1.0
     return Schedule(
         steps=steps,
         warmup_steps=warmup,

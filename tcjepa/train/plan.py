@@ -48,17 +48,17 @@ def summary(run: Run) -> str:
 
 def _lines(config: TrainConfig, schedule: Schedule, samples: int, model: TCJEPA) -> list[str]:
     train = config.train
-    scaled = f"scaled by {train.global_batch}/2048" if train.scale_lr else "as given, not scaled"
+    scaled = f"scaled by {train.batch}/2048" if train.scale_lr else "as given, not scaled"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     encoder = sum(p.numel() for p in model.encoder.parameters())
     objective = "TC-JEPA" if config.model.text else "I-JEPA (model.text is null)"
-    epochs = schedule.steps * train.global_batch / samples
+    epochs = schedule.steps * train.batch / samples
     return [
         f"run       {config.run}",
         f"model     {objective}: {config.model.encoder}, {encoder / 1e6:.1f} M parameters in the "
         f"encoder, {trained / 1e6:.1f} M trained",
         f"data      {samples} images of {config.data.shards}, split {config.data.split}",
-        f"length    {schedule.steps} steps of {train.global_batch} images: "
+        f"length    {schedule.steps} steps of {train.batch} images: "
         f"{epochs:.2f} epochs, {schedule.warmup_steps} steps of warm-up",
         f"lr        {schedule.start_lr:g} -> {schedule.lr:g} -> {schedule.final_lr:g} ({scaled})",
     ]

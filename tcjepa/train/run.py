@@ -76,7 +76,7 @@ class Run:
         if found is not None:
             self._restore(found)
         self._started = time.monotonic()
-        ledger = SubstitutionLedger(Path(config.run) / LEDGER_FILE, config.data.unreadable_limit)
+        ledger = SubstitutionLedger(Path(config.run) / LEDGER_FILE, config.data.max_bad_share)
         left = self.schedule.steps - self.step
         self._loader = self._make_loader(self._loader_state, left, ledger)
         self._held: list[Batch] | None = None
@@ -149,7 +149,7 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of the current step; every rank must have come this far."""
         minutes = self._minutes_before + (time.monotonic() - self._started) / 60
-        state = self._loader.plan.state(self.step * self.config.train.global_batch)
+        state = self._loader.plan.state(self.step * self.config.train.batch)
         if self.world.is_main:
             Checkpoint(
                 step=self.step,
@@ -190,7 +190,7 @@ class Run:
 
     def _hold(self, count: int) -> list[Batch]:
         """Return the first `count` images that this rank's share of the plan begins with."""
-        local = self.config.train.global_batch // self.world.size
+        local = self.config.train.batch // self.world.size
         held = list(self._make_loader(None, -(-count // local), SubstitutionLedger(None, 1.0)))
         kept = count - local * (len(held) - 1)
         last = held[-1]
@@ -212,7 +212,7 @@ class Run:
             self.index,
             self.config.data,
             seed=train.seed,
-            global_batch=train.global_batch,
+            global_batch=train.batch,
             steps=steps,
             state=state,
             rank=self.world.rank,

@@ -40,7 +40,7 @@ def test_help_lists_every_key_with_default_and_meaning(capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     for part in (
         "train.lr = 0.001: peak learning rate",
-        "train.global_batch = 2048",
+        "train.batch = 2048",
         "[images]",
         "masks.target_scale",
         "model.text.fusion",
@@ -73,7 +73,7 @@ def test_bad_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         ("masks.min_context=30", "masks.min_context"),
         ("run=s3://bucket/run", "must be local"),
         ("data.shards=nowhere", "no index.parquet in nowhere"),
-        ("train.global_batch=4096 train.steps=null train.epochs=1", "less than one step"),
+        ("train.batch=4096 train.steps=null train.epochs=1", "less than one step"),
     ],
 )
 def test_bad_configs_are_one_message_that_names_the_key(
@@ -94,7 +94,7 @@ def test_dry_run_prints_config_and_plan_and_writes_nothing(
     assert code == 0
     assert "12 steps of 8 images: 2.40 epochs, 2 steps of warm-up" in said
     assert "scaled by 8/2048" in said
-    assert "global_batch: 8" in said
+    assert "batch: 8" in said
     assert "starts new" in said
     assert not (tmp_path / "run").exists()
 
@@ -110,10 +110,10 @@ def test_packaged_configs_build(path: Path) -> None:
     found = model.encoder.shape
     assert [found.depth, found.width, found.heads] == shape
     assert found.grid == (side, side)
-    assert (config.model.predictor_depth, config.model.predictor_width) == (depth, 384)
+    assert (config.model.predictor.depth, config.model.predictor.width) == (depth, 384)
     assert len(model.predictor.blocks) == depth
     train, masks = config.train, config.masks
-    assert (train.global_batch, train.epochs, train.warmup_epochs) == (2048, 50, 10)
+    assert (train.batch, train.epochs, train.warmup_epochs) == (2048, 50, 10)
     assert (train.start_lr, train.lr, train.final_lr) == (2e-4, 1e-3, 1e-6)
     assert (train.weight_decay, train.final_weight_decay) == (0.04, 0.4)
     assert (train.ema, train.final_ema, train.clip_grad) == (0.996, 1.0, None)

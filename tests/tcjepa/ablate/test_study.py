@@ -29,11 +29,10 @@ TINY = {
         "encoder_kwargs": {
             "img_size": 16, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2,
         },
-        "predictor_width": 16,
-        "predictor_depth": 1,
+        "predictor": {"width": 16, "depth": 1},
     },
     "train": {
-        "global_batch": 8, "steps": 6, "device": "cpu", "threads": 1,
+        "batch": 8, "steps": 6, "device": "cpu", "threads": 1,
         "checkpoint_every_steps": 2, "monitor_every": 0,
     },
     "evaluate": {

@@ -166,7 +166,7 @@ class TestUnreadable:
             return data[: len(data) // 2] if number in self.BAD else data
 
         write_shards(tmp_path / "shards", N, encode=encode)
-        return config_of(tmp_path, unreadable_limit=1.0)
+        return config_of(tmp_path, max_bad_share=1.0)
 
     def test_substitutes_are_deterministic(self, config: DataConfig, tmp_path: Path) -> None:
         index = ShardIndex.open(config)
@@ -188,18 +188,16 @@ class TestUnreadable:
 
     def test_too_many_stop_the_run(self, config: DataConfig) -> None:
         index = ShardIndex.open(config)
-        config = config.model_copy(update={"unreadable_limit": 0.01})
+        config = config.model_copy(update={"max_bad_share": 0.01})
         seen = 0
-        with pytest.raises(
-            TooManyUnreadableError, match=r"of 104 samples.*unreadable_limit = 0.01"
-        ):
+        with pytest.raises(TooManyUnreadableError, match=r"of 104 samples.*max_bad_share = 0.01"):
             for _ in make_loader(index, config, seed=0, global_batch=G, steps=100):
                 seen += G
         assert seen == 96
 
     def test_nothing_readable(self, tmp_path: Path) -> None:
         write_shards(tmp_path / "shards", 4, encode=lambda n: b"no image")
-        config = config_of(tmp_path, unreadable_limit=1.0)
+        config = config_of(tmp_path, max_bad_share=1.0)
         with pytest.raises(RuntimeError, match="all unreadable"):
             batches(ShardIndex.open(config), config)
 
@@ -217,7 +215,7 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "keys",
     [{"crop_scale": (0.5, 0.3)}, {"crop_scale": (0.0, 1.0)}, {"crop_ratio": (2.0, 1.0)},
-     {"workers": -1}, {"workers": "many"}, {"window": 0}, {"unreadable_limit": 2}],
+     {"workers": -1}, {"workers": "many"}, {"window": 0}, {"max_bad_share": 2}],
 )  # fmt: skip
 def test_config_refusals(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tcjepa.masks import MaskConfig, sample_masks
-from tcjepa.model.config import ModelConfig, TextConditioning
+from tcjepa.model.config import ModelConfig, PredictorConfig, TextConditioning
 from tcjepa.text import TextBatch
 
 TINY = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -13,7 +13,7 @@ TEXT_WIDTH = 12
 def make_config():
     def make(text: TextConditioning | None = None, **changes) -> ModelConfig:
         return ModelConfig(
-            encoder_kwargs=TINY, predictor_width=16, predictor_depth=2, text=text, **changes
+            encoder_kwargs=TINY, predictor=PredictorConfig(width=16, depth=2), text=text, **changes
         )
 
     return make

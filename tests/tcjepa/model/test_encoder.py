@@ -23,10 +23,10 @@ def test_shapes_of_the_papers_encoders():
         ({"encoder": "vit_base_patch16_224"}, "class token"),
         ({"encoder": "vit_medium_patch16_reg4_gap_256"}, "register tokens"),
         ({"encoder_kwargs": {"embed_dims": 3}}, "encoder_kwargs.*embed_dims"),
-        ({"predictor_width": 30}, "predictor_width.*multiple of 4"),
-        ({"predictor_heads": 5}, "predictor_width 384 is not divisible by 5"),
+        ({"predictor": {"width": 30}}, r"predictor\.width.*multiple of 4"),
+        ({"predictor": {"heads": 5}}, r"predictor\.width 384 is not divisible by 5"),
         ({"text": {"heads": 5}}, "text.heads"),
-        ({"predictor_widht": 30}, "did you mean predictor_width"),
+        ({"predictor": {"widht": 30}}, r"did you mean predictor\.width"),
     ],
 )
 def test_unusable_models_are_refused_by_name(data, message):

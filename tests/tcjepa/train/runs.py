@@ -29,12 +29,11 @@ def write_config(folder: Path, **train: Any) -> Path:
             "encoder_kwargs": {
                 "img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2
             },
-            "predictor_width": 16,
-            "predictor_depth": 2,
+            "predictor": {"width": 16, "depth": 2},
         },
         "masks": {"min_context": 2},
         "train": {
-            "global_batch": 8, "steps": 12, "warmup_steps": 2, "lr": 1e-3, "device": "cpu",
+            "batch": 8, "steps": 12, "warmup_steps": 2, "lr": 1e-3, "device": "cpu",
             "precision": "fp32", "threads": 1, "log_every": 2, "monitor_every": 0,
             "monitor_images": 16, "evaluate_after": False, **train,
         },

@@ -45,16 +45,16 @@ def test_linear_weight_decay_ends_at_its_final_value():
 
 
 def test_lengths_in_epochs_are_fractions_of_the_data():
-    config = TrainSection(epochs=50, warmup_epochs=10, global_batch=2048)
+    config = TrainSection(epochs=50, warmup_epochs=10, batch=2048)
     schedule = make_schedule(config, samples=1_000_000)
     assert (schedule.steps, schedule.warmup_steps) == (24414, 4882)
-    by_share = make_schedule(TrainSection(epochs=50, global_batch=2048), samples=1_000_000)
+    by_share = make_schedule(TrainSection(epochs=50, batch=2048), samples=1_000_000)
     assert by_share.warmup_steps == 4882
 
 
 def test_linear_scaling_is_an_explicit_choice():
-    plain = make_schedule(TrainSection(steps=10, global_batch=256), samples=10)
-    scaled = make_schedule(TrainSection(steps=10, global_batch=256, scale_lr=True), samples=10)
+    plain = make_schedule(TrainSection(steps=10, batch=256), samples=10)
+    scaled = make_schedule(TrainSection(steps=10, batch=256, scale_lr=True), samples=10)
     assert plain.lr == 1e-3
     assert (scaled.lr, scaled.start_lr, scaled.final_lr) == pytest.approx(
         (1e-3 / 8, 2e-4 / 8, 1e-6 / 8)
@@ -65,7 +65,7 @@ def test_a_run_too_short_says_which_key():
     with pytest.raises(ConfigError, match=r"train\.epochs=0\.5"):
         make_schedule(TrainSection(epochs=0.5), samples=100)
     with pytest.raises(ConfigError, match=r"warm-up \(10 steps\)"):
-        make_schedule(TrainSection(epochs=1, warmup_steps=10, global_batch=10), samples=100)
+        make_schedule(TrainSection(epochs=1, warmup_steps=10, batch=10), samples=100)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_a_run_too_short_says_which_key():
         ({"epochs": 1, "steps": 1}, "exactly one"),
         ({"steps": 5, "warmup_steps": 5}, r"train\.warmup_steps=5 must be smaller"),
         ({"steps": 5, "warmup_steps": 1, "warmup_epochs": 1}, "set one of them to null"),
-        ({"steps": 5, "global_batch": 8, "micro_batch": 3}, "no multiple"),
-        ({"steps": 5, "global_batch": 8, "micro_batch": 16}, "larger than"),
+        ({"steps": 5, "batch": 8, "micro_batch": 3}, "no multiple"),
+        ({"steps": 5, "batch": 8, "micro_batch": 16}, "larger than"),
     ],
 )
 def test_impossible_combinations_name_the_keys(given, message):
