@@ -8,37 +8,42 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import math
 import uuid
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.schema import Caption
 from pipeline.settings import Settings
 from pipeline.storage import TEMPORARY_PREFIX
 from tcjepa import keyed
 from tcjepa.keyed import Bits
+from tcjepa.noise_spans import SPAN_EDITS
+from tcjepa.noise_words import EDITS
 
 Donors = NDArray[np.int32]
-Edit = Callable[[list[str], float, int], list[str]]
 
-_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 _WORDS_OF_64: Final = 2.0**64
+#: Kinds that take something from another image's caption.
+_DONATED: Final = ("derangement", *SPAN_EDITS)
 
 
 class NoiseConfig(Settings):
     """How captions are corrupted at training time."""
 
     kind: Literal[
-        "none", "derangement", "drop_words", "shuffle_words", "truncate", "typos"
+        "none", "derangement", "drop_words", "shuffle_words", "truncate", "typos",
+        "swap_nouns", "swap_attributes", "hallucinate", "weaker",
     ] = Field(
         "none",
-        description="derangement swaps captions between images; the others edit a caption's words",
+        description="derangement swaps captions between images; swap_nouns, swap_attributes and "
+        "hallucinate (a sentence added) put another image's things into a caption; weaker takes "
+        "the image's caption from weaker_sources; the others edit a caption's words",
     )  # fmt: skip
     rate: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="expected share of captions that are corrupted [share]"
@@ -46,7 +51,19 @@ class NoiseConfig(Settings):
     strength: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="words of a corrupted caption that an edit touches [share]"
     )
+    weaker_sources: list[str] | None = Field(
+        None, description='sources that kind=weaker takes captions from, e.g. [alt, "blip:*"]'
+    )
     seed: int = Field(0, description="seed of the corruption, apart from the run's")
+
+    @model_validator(mode="after")
+    def _sources_for_weaker(self) -> NoiseConfig:
+        if (self.kind == "weaker") != bool(self.weaker_sources):
+            raise ValueError(
+                f"kind={self.kind}, weaker_sources={self.weaker_sources}: kind=weaker needs the "
+                "sources of the weaker captions, and no other kind reads them"
+            )
+        return self
 
 
 class CaptionedIndex(Protocol):
@@ -70,6 +87,9 @@ class CaptionNoise:
     cyclically along a keyed order of D_j, so no image keeps its own and the multiset of j-th
     captions stays what it was. A swapped caption counts as noisy even where both texts are equal.
     The map is built once per caption number and node and memory-mapped from the cache folder.
+
+    A noisy caption may still read as it did: one without nouns has none to swap, and an image
+    without a caption of the weaker sources keeps its own.
     """
 
     def __init__(self, config: NoiseConfig, index: CaptionedIndex) -> None:
@@ -86,14 +106,14 @@ class CaptionNoise:
         """Return whether caption `number` of the image of a row is corrupted."""
         if not self.active:
             return False
-        if self.config.kind == "derangement":
+        if self.config.kind in _DONATED:
             return self.donor(row, number) >= 0
         word = np.array([int(uid[:16], 16)], dtype=np.uint64)
         return bool(_chosen(word, self.config, number)[0])
 
     def donor(self, row: int, number: int) -> int:
-        """Return the row whose caption replaces caption `number` of `row`, or -1 for none."""
-        if not self.active or self.config.kind != "derangement":
+        """Return the row whose caption replaces, or lends to, caption `number`; -1 for none."""
+        if not self.active or self.config.kind not in _DONATED:
             return -1
         if number not in self._donors:
             self._donors[number] = self._map_donors(number)
@@ -111,14 +131,23 @@ class CaptionNoise:
 
         `captions` are all of the image's own, `read` returns those of another row.
         """
-        own = captions[number]
+        own, kind = captions[number], self.config.kind
         if not self.is_noisy(row, uid, number):
             return own["text"]
-        if self.config.kind == "derangement":
-            return _counterpart(own, number, read(self.donor(row, number)))["text"]
+        if kind == "weaker":
+            return self._weaker(captions, number)["text"]
         edit_key = keyed.key("edit", self.config.seed, uid, number)
-        words = EDITS[self.config.kind](own["text"].split(), self.config.strength, edit_key)
-        return " ".join(words)
+        if kind in EDITS:
+            return " ".join(EDITS[kind](own["text"].split(), self.config.strength, edit_key))
+        other = _counterpart(own, number, read(self.donor(row, number)))
+        if kind == "derangement":
+            return other["text"]
+        return SPAN_EDITS[kind](own, captions, other, self.config.strength, edit_key)
+
+    def _weaker(self, captions: Sequence[Caption], number: int) -> Caption:
+        patterns = self.config.weaker_sources or []
+        found = [c for c in captions if any(fnmatchcase(c["source"], p) for p in patterns)]
+        return found[number % len(found)] if found else captions[number]
 
     def _map_donors(self, number: int) -> Donors:
         index, config = self._index, self.config
@@ -176,58 +205,3 @@ def _counterpart(own: Caption, number: int, donated: Sequence[Caption]) -> Capti
     if same_number["source"] == own["source"] or not alike:
         return same_number
     return alike[number % len(alike)]
-
-
-def drop_words(words: list[str], strength: float, edit_key: int) -> list[str]:
-    """Drop each word with chance `strength`; at least one stays."""
-    draws = keyed.uniform(edit_key, len(words))
-    kept = [word for word, draw in zip(words, draws, strict=True) if draw >= strength]
-    return kept or words[int(np.argmax(draws)) :][:1] if words else []
-
-
-def shuffle_words(words: list[str], strength: float, edit_key: int) -> list[str]:
-    """Permute a share `strength` of the words among their own places."""
-    order = keyed.permutation(edit_key, len(words))
-    places = sorted(int(place) for place in order[: math.ceil(strength * len(words))])
-    permuted = keyed.permutation(keyed.key("places", edit_key), len(places))
-    shuffled = list(words)
-    for place, source in zip(places, permuted, strict=True):
-        shuffled[place] = words[places[int(source)]]
-    return shuffled
-
-
-def truncate(words: list[str], strength: float, edit_key: int) -> list[str]:
-    """Cut a share `strength` of the words off the end; at least one stays."""
-    del edit_key
-    return words[: max(1, math.ceil((1 - strength) * len(words)))]
-
-
-def typos(words: list[str], strength: float, edit_key: int) -> list[str]:
-    """Give each word, with chance `strength`, one typing error: two letters swapped or one wrong.
-
-    Words of one letter keep their letter count: it is replaced.
-    """
-    draws = keyed.uniform(edit_key, 4 * len(words)).reshape(-1, 4)
-    return [
-        _mistype(word, float(kind), float(place), float(letter)) if hit < strength else word
-        for word, (hit, kind, place, letter) in zip(words, draws, strict=True)
-    ]
-
-
-def _mistype(word: str, kind: float, place: float, letter: float) -> str:
-    swaps = [i for i in range(len(word) - 1) if word[i] != word[i + 1]]
-    if kind < 0.5 and swaps:
-        i = swaps[int(place * len(swaps))]
-        return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
-    i = int(place * len(word))
-    wrong = [other for other in _LETTERS if other != word[i].lower()]
-    return word[:i] + wrong[int(letter * len(wrong))] + word[i + 1 :]
-
-
-#: Edits of a caption's whitespace-separated words, by `NoiseConfig.kind`.
-EDITS: Final[dict[str, Edit]] = {
-    "drop_words": drop_words,
-    "shuffle_words": shuffle_words,
-    "truncate": truncate,
-    "typos": typos,
-}

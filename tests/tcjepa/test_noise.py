@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.schema import Caption
 from tcjepa import keyed
-from tcjepa.noise import EDITS, CaptionNoise, NoiseConfig, derange
+from tcjepa.noise import CaptionNoise, NoiseConfig, derange
+from tcjepa.noise_words import EDITS
 from tests.tcjepa.shards import caption
 
 RATE = st.floats(0, 1)
