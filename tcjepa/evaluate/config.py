@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.settings import Settings
 
-Task = Literal["linear", "knn", "segmentation", "spectrum"]
+Task = Literal["linear", "few_shot", "knn", "segmentation", "spectrum"]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -17,7 +17,9 @@ class SweepConfig(Settings):
     """The grid of AdamW settings of a linear classifier, and how long each one trains."""
 
     learning_rates: list[Positive] = Field(
-        [1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1], min_length=1, description="peak learning rates swept"
+        [3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0],
+        min_length=1,
+        description="peak learning rates swept",
     )
     weight_decays: list[NonNegative] = Field(
         [0.0, 0.01, 0.1, 1.0], min_length=1, description="decoupled weight decays swept"
@@ -58,13 +60,22 @@ class EvaluateConfig(Settings):
         [], description="what to classify: index columns or meta keys; [] takes a folder's classes"
     )
     tasks: list[Task] = Field(
-        ["linear", "knn", "segmentation", "spectrum"], min_length=1, description="what to measure"
+        ["linear", "few_shot", "knn", "segmentation", "spectrum"],
+        min_length=1,
+        description="what to measure",
     )
     image_size: int = Field(224, ge=16, description="side of the centre crop [pixels]")
     batch: int = Field(128, ge=1, description="images per encoder call [images]")
     max_train: int | None = Field(None, ge=2, description="first images of the training set to use")
     max_test: int | None = Field(None, ge=1, description="first images of the test set to use")
     seeds: int = Field(3, ge=1, description="probe repetitions: initial weights, order, split")
+    few_shot: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.01, 0.1],
+        description="the linear probe again, with the labels of this much of each class [share]",
+    )
+    lidar_images: int = Field(
+        256, ge=0, description="test images for LiDAR, ten crops of each; 0: leave it out [images]"
+    )
     linear: SweepConfig = Field(SweepConfig(), description="grid of the linear probe")
     knn: KnnConfig = Field(KnnConfig(), description="nearest neighbours")
     segmentation: SegmentationConfig = Field(SegmentationConfig(), description="patch classifier")

@@ -65,7 +65,7 @@ def extract(
     records: list[dict[str, Any]] = []
     kept: list[Tensor] = []
     rows: list[int] = []
-    with _frozen(encoder), _progress(label, total, max_images) as progress:
+    with frozen(encoder), _progress(label, total, max_images) as progress:
         for images, said in _first(batches, max_images):
             with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
                 tokens = encoder(prepare(images.to(device, non_blocking=True)))
@@ -116,7 +116,8 @@ def label_numbers(records: Iterable[Mapping[str, Any]], name: str, classes: list
 
 
 @contextmanager
-def _frozen(encoder: nn.Module) -> Iterator[None]:
+def frozen(encoder: nn.Module) -> Iterator[None]:
+    """Run an encoder in evaluation mode and without autograd; its mode is restored."""
     training = encoder.training
     encoder.eval()
     try:
@@ -169,6 +170,7 @@ __all__ = [
     "Features",
     "Prepare",
     "extract",
+    "frozen",
     "label_classes",
     "label_numbers",
 ]

@@ -1,4 +1,4 @@
-"""Linear probe: multinomial logistic regression on frozen, pooled features.
+"""Linear probe: multinomial logistic regression on frozen, pooled features; all labels or a few.
 
 Each seed draws its own validation split from the training images, trains every setting of the grid
 on the rest, takes the setting with the best validation accuracy, trains it again on all training
@@ -58,24 +58,48 @@ def probe(
     standardise = Standardiser.fit(train_features)
     data = _Data(standardise(train_features), train_labels, classes)
     tested = standardise(test_features)
-    settings = grid(config.learning_rates, config.weight_decays)
-    accuracies, chosen = [], []
+    found = [_probe_once(data, tested, test_labels, config, seed) for seed in range(seeds)]
+    return _result(found, train_labels, test_labels, classes, config)
+
+
+def few_shot_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    share: float,
+    classes: int,
+    config: SweepConfig,
+    seeds: int,
+) -> ProbeResult:
+    """Probe as `probe` does, but with the labels of a `share` of the training images only.
+
+    Each seed draws its own images (`few_shot_rows`), so the error over seeds covers that choice.
+    Features are standardised by the images drawn.
+    """
+    _check(train_features, train_labels, test_features, classes)
+    found = []
     for seed in range(seeds):
-        best = settings[0]
-        if len(settings) > 1:
-            best = settings[_choose(data, settings, config, seed)]
-        everything = torch.arange(len(data.rows), device=tested.device)
-        final = _fit(data, everything, [best], config, seed)
-        accuracies.append(float(accuracy(final, tested, test_labels)[0]))
-        chosen.append(best)
-    commonest = int(train_labels.bincount().argmax())
-    return ProbeResult(
-        accuracy=Measure.accuracy(accuracies, len(test_labels)),
-        majority=float((test_labels == commonest).double().mean()),
-        classes=classes,
-        chosen=tuple(chosen),
-        edges=edges(chosen, config),
-    )
+        rows = few_shot_rows(train_labels, share, seed)
+        standardise = Standardiser.fit(train_features[rows])
+        data = _Data(standardise(train_features[rows]), train_labels[rows], classes)
+        found.append(_probe_once(data, standardise(test_features), test_labels, config, seed))
+    return _result(found, train_labels, test_labels, classes, config)
+
+
+def few_shot_rows(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Return the rows of a random `share` of each class, at least two of each that has as many.
+
+    Drawn class by class, as the 1% and 10% lists of ImageNet are (SimCLR, Chen et al. 2020).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for label in sorted(set(labels.tolist())):
+        members = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(members), generator=generator).to(labels.device)
+        drawn.append(members[order[: max(2, round(share * len(members)))]])
+    return torch.cat(drawn).sort().values
 
 
 def split(count: int, share: float, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -120,6 +144,35 @@ class _Data:
     classes: int
 
 
+def _probe_once(
+    data: _Data, tested: Tensor, truth: Tensor, config: SweepConfig, seed: int
+) -> tuple[float, Setting]:
+    """Return the test accuracy of one seed and the setting that its validation part chose."""
+    settings = grid(config.learning_rates, config.weight_decays)
+    best = settings[_choose(data, settings, config, seed) if len(settings) > 1 else 0]
+    everything = torch.arange(len(data.rows), device=tested.device)
+    final = _fit(data, everything, [best], config, seed)
+    return float(accuracy(final, tested, truth)[0]), best
+
+
+def _result(
+    found: list[tuple[float, Setting]],
+    train_labels: Tensor,
+    test_labels: Tensor,
+    classes: int,
+    config: SweepConfig,
+) -> ProbeResult:
+    chosen = tuple(setting for _, setting in found)
+    commonest = int(train_labels.bincount().argmax())
+    return ProbeResult(
+        accuracy=Measure.accuracy([value for value, _ in found], len(test_labels)),
+        majority=float((test_labels == commonest).double().mean()),
+        classes=classes,
+        chosen=chosen,
+        edges=edges(chosen, config),
+    )
+
+
 def _choose(data: _Data, settings: list[Setting], config: SweepConfig, seed: int) -> int:
     fit, held = split(len(data.rows), config.validation_share, seed, data.rows.device)
     swept = _fit(data, fit, settings, config, seed)
@@ -154,4 +207,12 @@ def _check(rows: Tensor, labels: Tensor, tested: Tensor, classes: int) -> None:
         raise ValueError(f"training labels must lie in [0, {classes})")
 
 
-__all__ = ["ProbeResult", "accuracy", "edges", "probe", "split"]
+__all__ = [
+    "ProbeResult",
+    "accuracy",
+    "edges",
+    "few_shot_probe",
+    "few_shot_rows",
+    "probe",
+    "split",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -17,18 +17,20 @@ _ABSENT = "—"
 
 @dataclass(frozen=True)
 class SpectrumResult:
-    """Effective rank (RankMe) and feature std of the pooled test features of width D."""
+    """Effective rank (RankMe), feature std and LiDAR of the pooled test features of width D."""
 
     effective_rank: float
     feature_std: float
     width: int
+    lidar: float | None = None
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
     """Everything measured on one encoder; accuracies and IoU are shares in [0, 1].
 
-    `linear` and `knn` have one entry per label. `text_gain` is a property of the predictor, so its
+    `linear` and `knn` have one entry per label, `few_shot` one per label and share, such as
+    "colour 1%". `text_gain` is a property of the predictor, so its
     owner fills it in with `dataclasses.replace`: prediction loss with captions swapped between
     images minus the loss with the right ones. `notes` are caveats a reader must know.
     """
@@ -40,6 +42,7 @@ class EvaluationResult:
     segmentation: SegmentationResult | None
     spectrum: SpectrumResult | None
     text_gain: float | None = None
+    few_shot: dict[str, ProbeResult] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -84,6 +87,7 @@ class Comparison:
 def measures(result: EvaluationResult) -> dict[str, Measure]:
     """Return every measure that has a standard error, by its column name."""
     found = {f"linear {name}": probe.accuracy for name, probe in result.linear.items()}
+    found |= {f"few-shot {name}": probe.accuracy for name, probe in result.few_shot.items()}
     if result.segmentation is not None:
         found["mIoU"] = result.segmentation.miou
     return found | {f"kNN {name}": value for name, value in result.knn.items()}
@@ -131,6 +135,8 @@ def _columns(results: Sequence[EvaluationResult]) -> dict[str, Callable[[Evaluat
         for name in shared
     }
     columns["effective rank"] = _rank
+    if any(result.spectrum and result.spectrum.lidar is not None for result in results):
+        columns["LiDAR"] = _lidar
     columns["text gain"] = _gain
     return columns
 
@@ -145,6 +151,11 @@ def _rank(result: EvaluationResult) -> str:
     if result.spectrum is None:
         return _ABSENT
     return f"{result.spectrum.effective_rank:.1f} of {result.spectrum.width}"
+
+
+def _lidar(result: EvaluationResult) -> str:
+    value = result.spectrum.lidar if result.spectrum else None
+    return _ABSENT if value is None else f"{value:.1f}"
 
 
 def _gain(result: EvaluationResult) -> str:

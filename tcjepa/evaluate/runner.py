@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tcjepa.evaluate import knn
+from tcjepa.evaluate.classification import FOLDER_LABEL, classify
 from tcjepa.evaluate.config import EvaluateConfig
 from tcjepa.evaluate.features import (
     Batches,
     Features,
     Prepare,
     extract,
-    label_classes,
-    label_numbers,
 )
-from tcjepa.evaluate.linear import ProbeResult, probe
-from tcjepa.evaluate.measure import Measure
 from tcjepa.evaluate.rasterise import IGNORED, categories, parse, rasterise
 from tcjepa.evaluate.report import EvaluationResult, SpectrumResult
 from tcjepa.evaluate.segmentation import SegmentationResult, segment
-from tcjepa.evaluate.spectrum import feature_std, rankme
+from tcjepa.evaluate.spectrum import feature_std, lidar, rankme
+from tcjepa.evaluate.views import FirstImages, view_features
 from tcjepa.model.jepa import normalise
-
-FOLDER_LABEL = "class"
-"""Record key of an image folder's class, used where the config names no labels."""
 
 
 def evaluate(
@@ -67,9 +60,10 @@ def evaluate(
         total=train_total,
         label="train features",
     )
+    first = FirstImages(test_batches, config.lidar_images if "spectrum" in config.tasks else 0)
     test = extract(
         encoder,
-        test_batches,
+        first,
         device,
         prepare=prepare,
         keep_patches=_annotated if dense else None,
@@ -79,87 +73,24 @@ def evaluate(
         label="test features",
     )
     notes: list[str] = []
-    linear: dict[str, ProbeResult] = {}
-    neighbours: dict[str, Measure] = {}
-    if "linear" in config.tasks or "knn" in config.tasks:
-        for name in config.labels or [FOLDER_LABEL]:
-            data = _labelled(train, test, name, device, notes)
-            if "linear" in config.tasks:
-                linear[name] = _probe(data, config, name, notes)
-            if "knn" in config.tasks:
-                neighbours[name] = _neighbours(data, config, name, notes)
+    found = classify(train, test, config, device, notes)
+    spectrum = None
+    if "spectrum" in config.tasks:
+        views = None
+        if sum(map(len, first.kept)) > 1:
+            images = torch.cat(first.kept)
+            views = view_features(encoder, images, device, prepare, config.batch)
+        spectrum = _spectrum(test, views)
     return EvaluationResult(
         train_images=len(train),
         test_images=len(test),
-        linear=linear,
-        knn=neighbours,
+        linear=found.linear,
+        knn=found.knn,
         segmentation=_segment(train, test, config, device, notes) if dense else None,
-        spectrum=_spectrum(test) if "spectrum" in config.tasks else None,
+        spectrum=spectrum,
+        few_shot=found.few_shot,
         notes=tuple(notes),
     )
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    """Features and class numbers of the images that have one label."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    classes: list[str]
-
-
-def _labelled(
-    train: Features, test: Features, name: str, device: torch.device, notes: list[str]
-) -> _Labelled:
-    classes = label_classes(train.records, name)
-    known = label_numbers(train.records, name, classes)
-    asked = label_numbers(test.records, name, classes)
-    for part, numbers in (("training", known), ("test", asked)):
-        if missing := int((numbers == -2).sum()):
-            notes.append(f"{name}: {missing} {part} images without the label were left out")
-    if unseen := int((asked == -1).sum()):
-        notes.append(f"{name}: {unseen} test images have a class not seen in training: all wrong")
-    if not int((asked != -2).sum()):
-        raise ValueError(f"label {name!r}: no test record has it")
-    return _Labelled(
-        train.pooled[known != -2].to(device),
-        known[known != -2].to(device),
-        test.pooled[asked != -2].to(device),
-        asked[asked != -2].to(device),
-        classes,
-    )
-
-
-def _probe(data: _Labelled, config: EvaluateConfig, name: str, notes: list[str]) -> ProbeResult:
-    result = probe(
-        data.train,
-        data.train_labels,
-        data.test,
-        data.test_labels,
-        classes=len(data.classes),
-        config=config.linear,
-        seeds=config.seeds,
-    )
-    notes += [f"linear {name}: the best setting has the sweep's {edge}" for edge in result.edges]
-    return result
-
-
-def _neighbours(data: _Labelled, config: EvaluateConfig, name: str, notes: list[str]) -> Measure:
-    k = min(config.knn.k, len(data.train))
-    if k < config.knn.k:
-        notes.append(f"kNN {name}: k is {k}, all training images, instead of {config.knn.k}")
-    predicted = knn.predict(
-        data.train,
-        data.train_labels,
-        data.test,
-        len(data.classes),
-        k=k,
-        temperature=config.knn.temperature,
-    )
-    right = float((predicted == data.test_labels).double().mean())
-    return Measure.accuracy([right], len(data.test))
 
 
 def _segment(
@@ -214,8 +145,9 @@ def _masks(
     return torch.from_numpy(masks)
 
 
-def _spectrum(test: Features) -> SpectrumResult:
-    return SpectrumResult(rankme(test.pooled), feature_std(test.pooled), test.pooled.shape[1])
+def _spectrum(test: Features, views: Tensor | None) -> SpectrumResult:
+    rank, std = rankme(test.pooled), feature_std(test.pooled)
+    return SpectrumResult(rank, std, test.pooled.shape[1], None if views is None else lidar(views))
 
 
 __all__ = ["FOLDER_LABEL", "evaluate"]

@@ -1,6 +1,6 @@
 """How much of the feature space an encoder uses: what collapse shows up in.
 
-Shapes: n images, D features.
+Shapes: n images, q views of each, D features.
 """
 
 from __future__ import annotations
@@ -31,6 +31,33 @@ def rankme(pooled: Tensor, epsilon: float = 1e-7) -> float:
     return float((-(shares * shares.log()).sum()).exp())
 
 
+def lidar(views: Tensor, delta: float = 1e-4) -> float:
+    """Return the effective rank of what tells images apart, by the measure of how views differ.
+
+    LiDAR (Thilak et al. 2023, arXiv 2312.04000, Eqs. 1 to 5): of features (n, q, D), Σ_b is the
+    covariance of the images' mean features and Σ_w that of views about their image's mean, plus
+    δ·I; the result is exp of the entropy of the eigenvalues of Σ_w^(-1/2) Σ_b Σ_w^(-1/2), in
+    [1, min(n - 1, D)]. RankMe also counts directions in which views of one image differ as much as
+    images do; this does not. δ = 1e-4 as published. Raises `ValueError` unless n and q are at least
+    2 and all features finite.
+    """
+    if views.ndim != 3 or min(views.shape[:2]) < 2:
+        raise ValueError(f"LiDAR needs (n >= 2, q >= 2, D) features, got {tuple(views.shape)}")
+    n, q, width = views.shape
+    rows = _checked(views.reshape(n * q, width)).view(n, q, width)
+    means = rows.mean(1)
+    between = (means - means.mean(0)).T @ (means - means.mean(0)) / (n - 1)
+    spread = (rows - means[:, None]).reshape(n * q, width)
+    within = spread.T @ spread / (n * (q - 1))
+    values, axes = torch.linalg.eigh(within)
+    whiten = axes * (values.clamp_min(0) + delta).rsqrt()
+    eigenvalues = torch.linalg.eigvalsh(whiten.T @ between @ whiten).clamp_min(0)
+    if not float(eigenvalues.sum()) > 0:
+        return 0.0
+    shares = eigenvalues / eigenvalues.sum() + 1e-7
+    return float((-(shares * shares.log()).sum()).exp())
+
+
 def feature_std(pooled: Tensor) -> float:
     """Return the mean standard deviation of L2-normalised features (n, D), times √D.
 
@@ -51,4 +78,4 @@ def _checked(pooled: Tensor) -> Tensor:
     return rows
 
 
-__all__ = ["feature_std", "rankme"]
+__all__ = ["feature_std", "lidar", "rankme"]

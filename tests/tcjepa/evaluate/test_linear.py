@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from tcjepa.evaluate.config import SweepConfig
-from tcjepa.evaluate.linear import ProbeResult, edges, probe, split
+from tcjepa.evaluate.linear import (
+    ProbeResult,
+    edges,
+    few_shot_probe,
+    few_shot_rows,
+    probe,
+    split,
+)
 from tcjepa.evaluate.sweep import Setting
 
 FAST = SweepConfig(learning_rates=[1e-2, 1e-1], weight_decays=[0.0, 0.1], epochs=8)
@@ -92,3 +99,53 @@ def test_refusals():
         run(train, (test[0][:0], test[1][:0]))
     with pytest.raises(ValueError, match="must lie in"):
         run(train, test, classes=2)
+
+
+def correlated(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features like an untrained ViT's: a few loud directions, the classes in faint ones."""
+    generator = torch.Generator().manual_seed(seed)
+    fixed = torch.Generator().manual_seed(1)
+    centres = torch.randn(6, 32, generator=fixed)
+    mix = torch.randn(32, 32, generator=fixed) * torch.logspace(0, -2, 32)
+    labels = torch.randint(6, (count,), generator=generator)
+    return (centres[labels] + 2.0 * torch.randn(count, 32, generator=generator)) @ mix + 3, labels
+
+
+def test_the_default_protocol_scores_as_scikit_learns_logistic_regression():
+    """Within half a point, with C chosen on the same validation share by scikit-learn."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    model_selection = pytest.importorskip("sklearn.model_selection")
+    preprocessing = pytest.importorskip("sklearn.preprocessing")
+    (rows, labels), (tested, truth) = correlated(3000, 0), correlated(4000, 1)
+    ours = probe(rows, labels, tested, truth, classes=6, config=SweepConfig(), seeds=3)
+    scale = preprocessing.StandardScaler().fit(rows.numpy())
+    search = model_selection.GridSearchCV(
+        linear_model.LogisticRegression(max_iter=2000),
+        {"C": [1e-3, 1e-2, 1e-1, 1.0, 10.0]},
+        cv=model_selection.ShuffleSplit(1, test_size=0.2, random_state=0),
+    ).fit(scale.transform(rows.numpy()), labels.numpy())
+    theirs = search.score(scale.transform(tested.numpy()), truth.numpy())
+    assert 0.3 < theirs < 0.95  # neither chance nor saturated
+    assert abs(ours.accuracy.value - theirs) < 0.005
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_few_shot_rows_are_a_share_of_each_class(share):
+    labels = torch.tensor([0] * 400 + [1] * 100 + [2])
+    rows = few_shot_rows(labels, share, seed=3)
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    counts = labels[rows].bincount().tolist()
+    assert counts == [max(2, round(share * 400)), max(2, round(share * 100)), 1]
+    assert rows.tolist() == few_shot_rows(labels, share, seed=3).tolist()
+    assert rows.tolist() != few_shot_rows(labels, share, seed=4).tolist()
+
+
+def test_few_labels_know_less_than_all_and_more_than_none():
+    (rows, labels), (tested, truth) = blobs(1000, 2.0, 0), blobs(500, 2.0, 1)
+    settings = {"classes": 4, "config": FAST, "seeds": 3}
+    few = few_shot_probe(rows, labels, tested, truth, share=0.02, **settings)
+    whole = probe(rows, labels, tested, truth, **settings)
+    assert 0.3 < few.accuracy.value < whole.accuracy.value
+    assert len(set(few.accuracy.per_seed)) > 1  # each seed has other images
+    every = few_shot_probe(rows, labels, tested, truth, share=0.999999, **settings)
+    assert every.accuracy.value == pytest.approx(whole.accuracy.value, abs=0.01)

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from tcjepa.data.augment import centre_crop
+from tcjepa.evaluate.classification import FOLDER_LABEL
 from tcjepa.evaluate.config import EvaluateConfig, SegmentationConfig, SweepConfig
 from tcjepa.evaluate.report import format_table
-from tcjepa.evaluate.runner import FOLDER_LABEL, evaluate
+from tcjepa.evaluate.runner import evaluate
 
 CPU = torch.device("cpu")
 SWEEP = SweepConfig(learning_rates=[1e-2, 1e-1], weight_decays=[0.0], epochs=6, batch=16)
@@ -62,6 +63,12 @@ def test_everything_at_once():
     assert found.segmentation is not None and found.segmentation.miou.value > 0.6
     assert list(found.segmentation.per_class) == ["background", "blue", "green", "red"]
     assert found.spectrum is not None and 1 <= found.spectrum.effective_rank <= 3
+    assert found.spectrum.lidar is not None and 1 <= found.spectrum.lidar <= 3
+    assert list(found.few_shot) == [
+        f"{label} {share}%" for label in CONFIG.labels for share in (1, 10)
+    ]
+    assert found.few_shot["colour 10%"].accuracy.value > 0.9
+    assert any("few-shot colour 1%: two images of each class" in note for note in found.notes)
     assert "linear colour" in format_table({"colours": found})
     again = evaluate(Colours(), pictures(120, 0), pictures(60, 1), CONFIG, CPU)
     assert again == found

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcjepa.evaluate.spectrum import feature_std, rankme
+from tcjepa.evaluate.spectrum import feature_std, lidar, rankme
 
 shapes = st.tuples(st.integers(1, 30), st.integers(1, 12), st.integers(0, 1000))
 
@@ -69,3 +69,44 @@ def test_refusals():
             measure(torch.zeros(0, 3))
         with pytest.raises(ValueError, match="not finite"):
             measure(torch.tensor([[float("nan")]]))
+
+
+def seen(n: int, q: int, between: list[float], within: list[float], seed: int = 0) -> torch.Tensor:
+    """Return features (n, q, D) whose images and views vary by the given deviations."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(n, 1, len(between), generator=generator) * torch.tensor(between)
+    views = torch.randn(n, q, len(within), generator=generator) * torch.tensor(within)
+    return images + views
+
+
+def test_lidar_counts_only_directions_that_tell_images_apart():
+    equal = seen(2000, 10, [1.0] * 8, [0.1] * 8)
+    assert lidar(equal) == pytest.approx(8, abs=0.2)
+    noisy = seen(2000, 10, [1.0] * 4 + [0.0] * 4, [0.1] * 4 + [1.0] * 4)
+    assert lidar(noisy) == pytest.approx(4, abs=0.2)
+    assert rankme(noisy[:, 0]) > 7  # which RankMe does not see
+
+
+def test_lidar_is_the_generalised_eigenproblems_entropy():
+    """Against scipy's generalised eigenvalues of (Σ_b, Σ_w + δI), loops for the covariances."""
+    linalg = pytest.importorskip("scipy.linalg")
+    views = seen(40, 5, [1.0, 0.5, 0.2], [0.3, 0.1, 0.2]).double()
+    n, q, width = views.shape
+    between, within = torch.zeros(width, width).double(), torch.zeros(width, width).double()
+    grand = views.mean((0, 1))
+    for image in views:
+        centre = image.mean(0)
+        between += torch.outer(centre - grand, centre - grand) / (n - 1)
+        for view in image:
+            within += torch.outer(view - centre, view - centre) / (n * (q - 1))
+    values = linalg.eigh(between, within + 1e-4 * torch.eye(width), eigvals_only=True)
+    shares = torch.tensor(values / values.sum()) + 1e-7
+    assert lidar(views.float()) == pytest.approx(
+        float((-(shares * shares.log()).sum()).exp()), rel=1e-4
+    )
+
+
+def test_lidar_of_one_point_is_nothing_and_of_one_view_refused():
+    assert lidar(torch.zeros(4, 3, 2)) == 0.0
+    with pytest.raises(ValueError, match="q >= 2"):
+        lidar(torch.zeros(4, 1, 2))
