@@ -18,6 +18,19 @@ from torch import Tensor, nn
 
 INIT_STD = 0.02
 
+#: Arguments of timm's VisionTransformer that would make features random or their shape depend on
+#: the image. I-JEPA has no dropout of any kind; a resumed run must repeat its losses exactly.
+_UNUSABLE_KWARGS = (
+    "drop_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "drop_path_rate",
+    "dynamic_img_size",
+    "dynamic_img_pad",
+)
+
 
 @dataclass(frozen=True)
 class EncoderShape:
@@ -73,6 +86,16 @@ def encoder_shape(name: str, kwargs: dict[str, Any]) -> EncoderShape:
         return _shape(_create(name, kwargs))
 
 
+def timm_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of `timm.create_model` that give an encoder's architecture.
+
+    `fc_norm=False` keeps the last LayerNorm on the tokens, where I-JEPA has it; many pooled timm
+    models would put it behind the pooling and leave the tokens unnormalised.
+    """
+    defaults = {"fc_norm": False, "global_pool": "avg"}
+    return {**defaults, **kwargs, "pretrained": False, "num_classes": 0}
+
+
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     """Return fixed positions (P, width), float32: half for the column, half for the row (I-JEPA).
 
@@ -117,11 +140,14 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
             f"encoder: {name} is not a plain timm VisionTransformer; take e.g. "
             "vit_base_patch16_gap_224"
         )
-    # `fc_norm=False` keeps the last LayerNorm on the tokens, where I-JEPA has it; many pooled timm
-    # models would put it behind the pooling and leave the tokens unnormalised.
-    arguments = {"fc_norm": False, **kwargs, "pretrained": False, "num_classes": 0}
+    for key in _UNUSABLE_KWARGS:
+        if kwargs.get(key):
+            raise ValueError(
+                f"encoder_kwargs.{key}: leave it out; features must be a function of the image, of "
+                "one shape"
+            )
     try:
-        vit = timm.create_model(name, **arguments)
+        vit = timm.create_model(name, **timm_arguments(kwargs))
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise ValueError(f"encoder_kwargs: timm cannot build {name}: {error}") from error
     if type(vit) is not VisionTransformer:
@@ -134,6 +160,8 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
             f"encoder: {name} has a class token or register tokens; take a `*_gap_*` model without "
             "registers, or set encoder_kwargs {class_token: false, reg_tokens: 0, global_pool: avg}"
         )
+    if vit.attn_pool is not None:
+        raise ValueError(f"encoder: {name} pools by attention; set encoder_kwargs.global_pool=avg")
     if vit.pos_embed is None or not isinstance(vit.norm, nn.LayerNorm):
         raise ValueError(f"encoder: {name} needs absolute positions and a final LayerNorm")
     if vit.embed_dim % 4:
@@ -158,4 +186,5 @@ __all__ = [
     "gather_patches",
     "initialise",
     "sincos_positions",
+    "timm_arguments",
 ]

@@ -23,6 +23,9 @@ def test_shapes_of_the_papers_encoders():
         ({"encoder": "vit_base_patch16_224"}, "class token"),
         ({"encoder": "vit_medium_patch16_reg4_gap_256"}, "register tokens"),
         ({"encoder_kwargs": {"embed_dims": 3}}, "encoder_kwargs.*embed_dims"),
+        ({"encoder_kwargs": {"drop_path_rate": 0.1}}, "encoder_kwargs.drop_path_rate"),
+        ({"encoder_kwargs": {"dynamic_img_size": True}}, "encoder_kwargs.dynamic_img_size"),
+        ({"encoder_kwargs": {"global_pool": "map"}}, "global_pool=avg"),
         ({"predictor": {"width": 30}}, r"predictor\.width.*multiple of 4"),
         ({"predictor": {"heads": 5}}, r"predictor\.width 384 is not divisible by 5"),
         ({"text": {"heads": 5}}, "text.heads"),
@@ -63,6 +66,29 @@ def test_weights_start_as_in_ijepa():
             expected = 0.02 / math.sqrt(2 * layer)
             assert last.weight.std().item() == pytest.approx(expected, rel=0.1)
             assert not last.bias.any()
+
+
+@pytest.mark.parametrize("kept", [None, 3])
+def test_compiles_into_one_graph_of_fused_attention(kept):
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    encoder = Encoder("vit_base_patch16_gap_224", kwargs).train()
+    graphs = []
+
+    def record(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(encoder, backend=record, fullgraph=True, dynamic=False)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randn(2, 3, 32, 32, generator=generator)
+        keep = None
+        if kept is not None:
+            keep = torch.stack([torch.randperm(16, generator=generator)[:kept] for _ in range(2)])
+        assert torch.allclose(compiled(images, keep), encoder(images, keep), atol=1e-6)
+    assert len(graphs) == 1, "no recompilation for other patches of the same number"
+    assert sum("scaled_dot_product_attention" in target for target in graphs[0]) == 2
 
 
 def test_warm_up_of_the_regularizers():
