@@ -71,6 +71,12 @@ class ModelConfig(Settings):
         description="arguments to timm.create_model, e.g. {img_size: 64, patch_size: 8, "
         "embed_dim: 128, depth: 4, num_heads: 4}",
     )
+    init: str | None = Field(
+        None,
+        description="published weights that both encoders start from: a file, a folder, a run or "
+        "export of ours, a Hugging Face name (facebook/ijepa_vith14_1k) or a timm name with its "
+        "tag (vit_huge_patch14_gap_224.in1k_ijepa); null: random weights (paper)",
+    )
     predictor: PredictorConfig = Field(
         default_factory=PredictorConfig, description="the narrow ViT that fills in target blocks"
     )

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from tcjepa.data.ledger import SubstitutionLedger
 from tcjepa.data.loader import Batch, Loader, make_loader
 from tcjepa.data.plan import LoaderState
 from tcjepa.model.jepa import TCJEPA
+from tcjepa.model.pretrained import initialise_encoders
 from tcjepa.text import open_text_encoder
 from tcjepa.train import checkpoint, monitors, optim
 from tcjepa.train.checkpoint import Checkpoint
@@ -67,6 +69,8 @@ class Run:
         torch.manual_seed(config.train.seed)
         text = open_text_encoder(config.text) if config.model.text else None
         self.model = TCJEPA(config.model, text.width if text else None).to(world.device)
+        if found is None and config.model.init is not None:
+            initialise_encoders(self.model, config.model.init, say, self._open_weights)
         self.optimizer = optim.make_optimizer(self.model, config.train, world.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.inputs = InputMaker(config, self.model.encoder.shape.grid, world, text)
@@ -219,6 +223,10 @@ class Run:
             world_size=self.world.size,
             ledger=ledger,
         )
+
+    def _open_weights(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        found = checkpoint.resolve(path, self._say)
+        return found.config, found.model
 
     def _restore(self, found: Checkpoint) -> None:
         self.model.load_state_dict(found.model)

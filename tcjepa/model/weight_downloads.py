@@ -1,0 +1,84 @@
+"""Published weights by name: fetched once into the caches that timm and Hugging Face use too."""
+
+from __future__ import annotations
+
+import http.client
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.settings import ConfigError
+
+_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+
+
+def hub_folder(name: str) -> Path:
+    """Return the local folder of a Hugging Face repository `owner/name[@revision]`.
+
+    Downloads what the cache lacks. Raises `ConfigError` if the hub has no such repository or
+    cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = snapshot_download(
+            repository, revision=revision or None, allow_patterns=_HUB_FILES, max_workers=1
+        )
+    except Exception as error:  # its client raises OS, HTTP-library, value and own errors
+        raise _unavailable(name, error, "HF_HOME") from error
+    return Path(folder)
+
+
+def timm_file(name: str) -> Path:
+    """Return the local file or folder of a timm model with pretrained tag, `model.tag`.
+
+    Downloads what the cache lacks. Raises `ConfigError` if timm knows no such weights or they
+    cannot be fetched.
+    """
+    import timm
+
+    try:
+        config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        config, reason = None, str(error)
+    else:
+        reason = "it has no file to download"
+    if config is not None and config.hf_hub_id:
+        return hub_folder(config.hf_hub_id)
+    if config is None or not config.url or config.custom_load:
+        known = [known for known in timm.list_pretrained() if known.endswith("ijepa")]
+        raise ConfigError(
+            f"model.init={name} is neither a file nor weights that timm can name ({reason}); its "
+            f"I-JEPA ones are {', '.join(known)}"
+        )
+    return _download(name, config.url)
+
+
+def _download(name: str, url: str) -> Path:
+    """Return a URL's file in torch hub's cache, where timm too looks for it."""
+    import torch.hub
+    from filelock import FileLock
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / Path(urlsplit(url).path).name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # one rank of a node downloads, the others wait
+        if not path.exists():
+            try:
+                # Writes beside the file and renames, so that a torn download is never found.
+                torch.hub.download_url_to_file(url, str(path), progress=False)
+            except (OSError, RuntimeError, http.client.HTTPException) as error:
+                raise _unavailable(name, error, "TORCH_HOME") from error
+    return path
+
+
+def _unavailable(name: str, error: Exception, cache: str) -> ConfigError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ConfigError(
+        f"model.init={name} cannot be downloaded: {reason} Check the name and the network; without "
+        "one, download it elsewhere and set model.init to the file or folder, or set "
+        f"{cache} to a cache that has it"
+    )
+
+
+__all__ = ["hub_folder", "timm_file"]
