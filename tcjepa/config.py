@@ -24,17 +24,25 @@ FREE_KEYS = (
     "data.prefetch",
     "data.cache_dir",
     "data.cache_bytes",
+    "data.fetch_ranges",
+    "data.timeout_s",
+    "data.verify",
     "data.max_bad_share",
     "text.cache",
     "train.micro_batch",
     "train.device",
     "train.compile",
+    "train.parallel",
+    "train.activation_checkpointing",
     "train.log_every",
     "train.monitor_every",
     "train.monitor_images",
     "train.checkpoint_every_steps",
     "train.checkpoint_every_minutes",
     "train.keep_checkpoints",
+    "train.keep_every_steps",
+    "train.async_save",
+    "train.trace",
     "train.max_minutes",
     "train.threads",
     "train.wandb_project",
@@ -50,14 +58,32 @@ class EvaluationSection(EvaluateConfig):
     )
     folder: str | None = Field(
         None,
-        description="image folder to use instead: class subfolders, or train/ and test/ with class "
-        "subfolders each",
+        description="image folder to use instead: class subfolders, or images/ and masks/ (PNGs of "
+        "class numbers), at its top or in train/ and test/ each",
     )
+    train_tars: str | None = Field(
+        None,
+        description="webdataset tars to use instead, a glob: images with .cls or .json members",
+    )
+    test_tars: str | None = Field(None, description="the tars to test on, likewise")
     train_split: str = Field("train", description="split that the probes learn on")
     test_split: str = Field("test", description="split that they are tested on")
     text_gain_images: int = Field(
         512, ge=0, description="test images for the text gain; 0: leave it out [images]"
     )
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the images are no shards of ours, and so come without captions."""
+        return self.folder is not None or self.train_tars is not None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaluationSection:
+        if (self.train_tars is None) != (self.test_tars is None):
+            raise ValueError("train_tars, test_tars: give both or neither")
+        if self.folder is not None and self.train_tars is not None:
+            raise ValueError("folder, train_tars: give one of them")
+        return self
 
 
 class TrainConfig(Settings):
@@ -95,10 +121,10 @@ class TrainConfig(Settings):
                 f"evaluate.image_size={self.evaluate.image_size}, but the encoder takes "
                 f"{side}-pixel images; set evaluate.image_size={side}"
             )
-        if self.train.evaluate_after and not (self.evaluate.labels or self.evaluate.folder):
+        if self.train.evaluate_after and not (self.evaluate.labels or self.evaluate.is_elsewhere):
             raise ValueError(
-                "train.evaluate_after=true needs evaluate.labels=[…], the columns to classify, or "
-                "evaluate.folder; or set train.evaluate_after=false"
+                "train.evaluate_after=true needs evaluate.labels=[…], the columns to classify, "
+                "evaluate.folder or evaluate.train_tars; or set train.evaluate_after=false"
             )
         if self.model.text is not None and self.data.captions_per_image < 1:
             raise ValueError(

@@ -23,8 +23,10 @@ from tcjepa.config import EvaluationSection, TrainConfig
 from tcjepa.data.config import DataConfig, worker_count
 from tcjepa.data.folder import ImageFolder
 from tcjepa.data.index import ShardIndex
-from tcjepa.data.labelled import labelled
+from tcjepa.data.labelled import Source, labelled
 from tcjepa.data.loader import make_loader
+from tcjepa.data.segmented import SegmentationFolder
+from tcjepa.data.tars import LabelledTars
 from tcjepa.evaluate.report import EvaluationResult, format_table
 from tcjepa.evaluate.runner import evaluate
 from tcjepa.model.jepa import TCJEPA, normalise
@@ -44,7 +46,7 @@ TRAINED, UNTRAINED = "trained", "random weights"
 class LabelledSet:
     """Images of one side of an evaluation, as `tcjepa.evaluate.runner.evaluate` reads them."""
 
-    source: ShardIndex | ImageFolder
+    source: Source
     image_size: int
     batch: int
     workers: int
@@ -67,29 +69,34 @@ class LabelledSet:
 
 
 def record(sample: dict[str, Any]) -> dict[str, Any]:
-    """Return what an evaluation knows of a sample: its metadata, with and without `meta.`, size."""
+    """Return what an evaluation knows of a sample: meta with and without `meta.`, size, mask."""
     meta = sample.get("meta") or {}
-    size = {key: sample[key] for key in ("width", "height") if key in sample}
-    return {**meta, **{f"meta.{key}": value for key, value in meta.items()}, **size}
+    own = {key: sample[key] for key in ("width", "height", "mask") if key in sample}
+    return {**meta, **{f"meta.{key}": value for key, value in meta.items()}, **own}
 
 
 def evaluation_sets(config: EvaluationSection, data: DataConfig) -> tuple[LabelledSet, LabelledSet]:
     """Return the images to learn on and those to test on.
 
-    Raises `ConfigError` if the shards, a split or the folder is missing.
+    Raises `ConfigError` if the shards, a split, a tar or the folder is missing.
     """
     workers = worker_count(data)
 
-    def images(source: ShardIndex | ImageFolder, part: bool | None = None) -> LabelledSet:
+    def images(source: Source, part: bool | None = None) -> LabelledSet:
         return LabelledSet(source, config.image_size, config.batch, workers, part)
 
     if config.folder is not None:
         root = Path(config.folder)
         if (root / "train").is_dir() and (root / "test").is_dir():
-            train, test = (ImageFolder.open(root / name) for name in ("train", "test"))
+            train, test = (_open_folder(root / name) for name in ("train", "test"))
             return images(train), images(test)
-        whole = ImageFolder.open(root)
+        whole = _open_folder(root)
         return images(whole, False), images(whole, True)
+    if config.train_tars is not None and config.test_tars is not None:
+        return (
+            images(LabelledTars.open(config.train_tars)),
+            images(LabelledTars.open(config.test_tars)),
+        )
     opened = [
         ShardIndex.open(_without_selection(config, data, split))
         for split in (config.train_split, config.test_split)
@@ -142,7 +149,7 @@ def evaluate_checkpoint(
     untrained = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
     model.load_state_dict(checkpoint.model)
     trained = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
-    if text is not None and config.evaluate.text_gain_images and config.evaluate.folder is None:
+    if text is not None and config.evaluate.text_gain_images and not config.evaluate.is_elsewhere:
         world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
         gain = text_gain(model, config, world)
         trained = dataclasses.replace(trained, text_gain=gain)
@@ -192,6 +199,12 @@ def table(results: dict[str, EvaluationResult], config: TrainConfig) -> str:
 def to_json(results: dict[str, EvaluationResult], step: int) -> dict[str, Any]:
     """Return the results as plain data, with the step of the checkpoint they belong to."""
     return {"step": step} | {name: json.loads(result.to_json()) for name, result in results.items()}
+
+
+def _open_folder(path: Path) -> ImageFolder | SegmentationFolder:
+    if SegmentationFolder.is_at(path):
+        return SegmentationFolder.open(path)
+    return ImageFolder.open(path)
 
 
 def _without_selection(config: EvaluationSection, data: DataConfig, split: str) -> DataConfig:

@@ -9,7 +9,8 @@ from pipeline.schema import IMAGE_EXTENSIONS
 from pipeline.settings import ConfigError
 from tcjepa.data.decode import SampleError
 
-_FORMATS = {f".{extension}": extension for extension in IMAGE_EXTENSIONS} | {".jpeg": "jpg"}
+#: Formats by file ending.
+FORMATS = {f".{extension}": extension for extension in IMAGE_EXTENSIONS} | {".jpeg": "jpg"}
 
 
 class ImageFolder:
@@ -33,10 +34,10 @@ class ImageFolder:
             (file.relative_to(root).as_posix(), label)
             for label, name in enumerate(classes)
             for file in sorted((root / name).rglob("*"))
-            if file.suffix.lower() in _FORMATS and file.is_file()
+            if file.suffix.lower() in FORMATS and file.is_file()
         ]
         if not files:
-            formats = ", ".join(_FORMATS)
+            formats = ", ".join(FORMATS)
             raise ConfigError(f"no images ({formats}) in class subfolders of {root}")
         return cls(root, classes, files)
 
@@ -48,6 +49,6 @@ class ImageFolder:
         name, label = self._files[row]
         sample = {"uid": name, "meta": {"label": label, "class": self.classes[label]}}
         try:
-            return (self.path / name).read_bytes(), _FORMATS[Path(name).suffix.lower()], sample
+            return (self.path / name).read_bytes(), FORMATS[Path(name).suffix.lower()], sample
         except OSError as error:
             raise SampleError(f"cannot read {name}: {error.strerror}") from error

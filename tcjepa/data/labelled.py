@@ -17,7 +17,10 @@ from tcjepa.data.folder import ImageFolder
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.loader import run_tasks
 from tcjepa.data.reader import ShardReader
+from tcjepa.data.segmented import SegmentationFolder, crop_mask
+from tcjepa.data.tars import LabelledTars
 
+Source = ShardIndex | ImageFolder | SegmentationFolder | LabelledTars
 Labelled = tuple[Tensor, Tensor, list[dict[str, Any]]]
 
 _MAX_PIXELS = 64_000_000
@@ -25,12 +28,12 @@ _CACHE_BYTES = 64 * 2**30
 _PREFETCH = 2
 
 
-class _Source(Protocol):
+class _Reader(Protocol):
     def image_and_sample(self, row: int) -> tuple[bytes, str, Any]: ...
 
 
 def labelled(
-    source: ShardIndex | ImageFolder,
+    source: Source,
     image_size: int,
     batch: int,
     columns: Sequence[str] | None = None,
@@ -39,11 +42,12 @@ def labelled(
     """Yield (images (B, 3, H, W) uint8, rows (B,) int64, B samples) in index order.
 
     Images get ImageNet's evaluation crop. A sample is its json member, or, with `columns`, only
-    these keys of it (`"uid"`, `"captions"`, `"meta.label"`), the dotted name as key. An unreadable
+    these keys of it (`"uid"`, `"captions"`, `"meta.label"`), the dotted name as key; a `mask` in it
+    is (H, W) uint8, cropped as the image is. An unreadable
     image is left out with a warning, never replaced: `rows` says who is there. Raises `ConfigError`
     for a column that a sample lacks.
     """
-    reader: _Source = (
+    reader: _Reader = (
         ShardReader(source, _CACHE_BYTES) if isinstance(source, ShardIndex) else source
     )
     cropper = _Cropper(reader, image_size, tuple(columns) if columns is not None else None)
@@ -57,7 +61,7 @@ def labelled(
 
 
 class _Cropper:
-    def __init__(self, source: _Source, size: int, columns: tuple[str, ...] | None) -> None:
+    def __init__(self, source: _Reader, size: int, columns: tuple[str, ...] | None) -> None:
         self._source, self._size, self._columns = source, size, columns
 
     def __getitem__(self, rows: range) -> tuple[Tensor, Tensor, list[Any], list[tuple[int, str]]]:
@@ -69,6 +73,9 @@ class _Cropper:
             try:
                 data, image_format, sample = self._source.image_and_sample(row)
                 pixels = decode(data, image_format, _MAX_PIXELS)
+                if "mask" in sample:
+                    mask = crop_mask(sample["mask"], pixels.shape[0], pixels.shape[1], self._size)
+                    sample = {**sample, "mask": mask}
             except SampleError as error:
                 errors.append((row, str(error)))
                 continue

@@ -40,6 +40,9 @@ def classify(
     found = Classification()
     if not {"linear", "few_shot", "knn"} & set(config.tasks):
         return found
+    if not config.labels and not any(FOLDER_LABEL in record for record in train.records):
+        notes.append("linear probe, kNN: skipped, the images have no class and no label was named")
+        return found
     for name in config.labels or [FOLDER_LABEL]:
         data = _labelled(train, test, name, device, notes)
         if "linear" in config.tasks:

@@ -16,7 +16,7 @@ from tcjepa.evaluate.features import (
     Prepare,
     extract,
 )
-from tcjepa.evaluate.rasterise import IGNORED, categories, parse, rasterise
+from tcjepa.evaluate.rasterise import BACKGROUND, IGNORED, categories, parse, rasterise
 from tcjepa.evaluate.report import EvaluationResult, SpectrumResult
 from tcjepa.evaluate.segmentation import SegmentationResult, segment
 from tcjepa.evaluate.spectrum import feature_std, lidar, rankme
@@ -99,23 +99,21 @@ def _segment(
     if train.patches is None or test.patches is None or train.patch_rows is None:
         notes.append("segmentation: skipped, no image of the training or the test set is annotated")
         return None
-    truth = [_annotations(train), _annotations(test)]
-    classes = categories(truth[0])
-    train_masks, test_masks = (
-        _masks(features, parsed, classes, config.image_size)
-        for features, parsed in zip((train, test), truth, strict=True)
-    )
+    if "mask" in train.records[int(train.patch_rows[0])]:
+        classes, train_masks, test_masks = _given_masks(train, test)
+    else:
+        classes, train_masks, test_masks = _drawn_masks(train, test, config.image_size)
     if unseen := int((test_masks == IGNORED).any(dim=2).any(dim=1).sum()):
         notes.append(
-            f"segmentation: {unseen} test images show a category not seen in training; "
-            "its pixels are ignored"
+            f"segmentation: {unseen} test images have pixels that are ignored: marked so, or of a "
+            "category not seen in training"
         )
     result = segment(
         train.patches.to(device),
         train_masks.to(device),
         test.patches.to(device),
         test_masks.to(device),
-        classes=["background", *classes],
+        classes=classes,
         config=config.segmentation.sweep,
         seeds=config.seeds,
     )
@@ -124,18 +122,48 @@ def _segment(
 
 
 def _annotated(record: dict[str, Any]) -> bool:
-    return record.get("annotations") is not None
+    return record.get("annotations") is not None or record.get("mask") is not None
+
+
+def _given_masks(train: Features, test: Features) -> tuple[list[str], Tensor, Tensor]:
+    """Return class names and both sets' masks (n, H, H), of records that bring a mask along.
+
+    Ignored pixels of training masks count as background: every patch needs a target. Numbers that
+    training lacks are ignored in the test set.
+    """
+    masks = [
+        torch.from_numpy(np.stack([part.records[row]["mask"] for row in _rows(part)]))
+        for part in (train, test)
+    ]
+    masks[0][masks[0] == IGNORED] = BACKGROUND
+    largest = int(masks[0].max())
+    masks[1][masks[1] > largest] = IGNORED
+    return ["background", *map(str, range(1, largest + 1))], masks[0], masks[1]
+
+
+def _drawn_masks(train: Features, test: Features, size: int) -> tuple[list[str], Tensor, Tensor]:
+    """Return class names and both sets' masks (n, H, H), drawn from annotations."""
+    truth = [_annotations(train), _annotations(test)]
+    classes = categories(truth[0])
+    train_masks, test_masks = (
+        _masks(features, parsed, classes, size)
+        for features, parsed in zip((train, test), truth, strict=True)
+    )
+    return ["background", *classes], train_masks, test_masks
+
+
+def _rows(features: Features) -> list[int]:
+    return [] if features.patch_rows is None else features.patch_rows.tolist()
 
 
 def _annotations(features: Features) -> list[dict[str, Any]]:
-    rows = [] if features.patch_rows is None else features.patch_rows.tolist()
-    return [parse(features.records[row]["annotations"]) for row in rows]
+    return [parse(features.records[row]["annotations"]) for row in _rows(features)]
 
 
 def _masks(
     features: Features, parsed: list[dict[str, Any]], classes: list[str], size: int
 ) -> Tensor:
-    rows = [] if features.patch_rows is None else features.patch_rows.tolist()
+    rows = _rows(features)
     masks = np.zeros((len(rows), size, size), np.uint8)
     for mask, row, one in zip(masks, rows, parsed, strict=True):
         record = features.records[row]

@@ -15,7 +15,8 @@ from tcjepa.cli import main
 from tcjepa.config import TrainConfig, differences
 from tcjepa.model.jepa import TCJEPA
 from tcjepa.train.log import read
-from tests.tcjepa.shards import two_captions, write_shards
+from tests.tcjepa.data.test_other_sources import write_pair, write_tar
+from tests.tcjepa.shards import image, two_captions, write_shards
 from tests.tcjepa.train.runs import write_config
 
 CONFIGS = sorted((Path(tcjepa.__file__).parent / "configs").glob("*.yaml"))
@@ -195,6 +196,31 @@ def test_evaluate_a_run_a_file_and_a_folder(
     code, said, _ = run(capsys, "evaluate", file, "--config", extra, folder)
     assert code == 0
     assert "kNN class" in said
+
+
+def test_evaluate_on_tars_and_on_masks(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "test"):
+        members = {}
+        for number in range(20):
+            write_pair(tmp_path / "masks" / part, number)
+            members[f"{number}.jpg"] = image(number, 40, 40)
+            members[f"{number}.cls"] = str(number % 2).encode()
+        write_tar(tmp_path / f"{part}.tar", members)
+    tars = [f"evaluate.{part}_tars={tmp_path / part}.tar" for part in ("train", "test")]
+    target = (trained / "run", "evaluate.labels=[]")
+    code, said, _ = run(capsys, "evaluate", *target, *tars, "evaluate.tasks=[knn]")
+    assert code == 0
+    assert "kNN class" in said
+    tasks = "evaluate.tasks=[segmentation,knn]"
+    code, said, _ = run(capsys, "evaluate", *target, f"evaluate.folder={tmp_path / 'masks'}", tasks)
+    assert code == 0
+    assert "mIoU" in said
+    assert "the images have no class" in said
+    code, _, said = run(capsys, "evaluate", *target, tars[0])
+    assert code == 2
+    assert "give both or neither" in said
 
 
 def test_evaluate_refuses_what_it_cannot_do(

@@ -103,7 +103,7 @@ def test_gaps_in_labels_are_said():
     text = "\n".join(found.notes)
     assert "6 training images without the label" in text
     assert "class not seen in training: all wrong" in text
-    assert "category not seen in training" in text
+    assert "of a category not seen in training" in text
     assert found.linear["colour"].accuracy.value < 0.95
 
 

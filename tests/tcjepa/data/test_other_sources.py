@@ -1,0 +1,136 @@
+"""Labelled images that are no shards of ours: webdataset tars, images beside masks."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.settings import ConfigError
+from tcjepa.data.augment import centre_crop
+from tcjepa.data.decode import decode
+from tcjepa.data.labelled import labelled
+from tcjepa.data.segmented import SegmentationFolder, crop_mask
+from tcjepa.data.tars import LabelledTars
+from tests.tcjepa.shards import image
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_tars_as_webdataset_writes_them(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    for part in range(2):
+        with webdataset.TarWriter(str(tmp_path / f"val-{part}.tar")) as sink:
+            for n in range(3):
+                number = 3 * part + n
+                sample = {"__key__": f"n{number:04d}", "jpg": image(number, 48, 40)}
+                sink.write({**sample, "cls": number % 2, "json": {"width": 48, "made": True}})
+    source = LabelledTars.open(str(tmp_path / "val-*.tar"))
+    ((images, rows, samples),) = labelled(source, 24, 8)
+    assert rows.tolist() == list(range(6))
+    expected = [centre_crop(decode(image(n, 48, 40), "jpg", 10**6), 24) for n in range(6)]
+    assert np.array_equal(images.numpy(), np.stack(expected))
+    assert [s["meta"] for s in samples] == [
+        {"class": str(n % 2), "width": 48, "made": True} for n in range(6)
+    ]
+    assert samples[0]["uid"] == "n0000"
+
+
+def test_members_are_grouped_by_name_and_never_unpickled(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "a.tar",
+        {
+            "x/1.cls": b"cat\n",
+            "x/1.JPG": image(1, 40, 40),
+            "y/1.png": image(2, 40, 40, "png"),
+            "notes.txt": b"no image here",
+            "2.pickle": b"cos\nsystem\n(S'false'\ntR.",
+            "2.jpeg": image(3, 40, 40),
+            "3.jpg": b"broken",
+            "4.jpg": image(4, 40, 40),
+            "4.json": json.dumps(["no dict"]).encode(),
+        },
+    )
+    source = LabelledTars.open(str(tmp_path / "a.tar"))
+    assert len(source) == 5
+    with pytest.warns(UserWarning, match="row [34] is left out"):
+        ((images, rows, samples),) = labelled(source, 24, 8)
+    assert rows.tolist() == [0, 1, 2] and len(images) == 3
+    assert [(s["uid"], s["meta"]) for s in samples] == [
+        ("x/1", {"class": "cat"}),
+        ("y/1", {}),
+        ("2", {}),
+    ]
+
+
+def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no tar matches"):
+        LabelledTars.open(str(tmp_path / "*.tar"))
+    (tmp_path / "b.tar").write_bytes(b"not a tar" * 100)
+    with pytest.raises(ConfigError, match="cannot be read as a tar"):
+        LabelledTars.open(str(tmp_path / "*.tar"))
+    write_tar(tmp_path / "b.tar", {"1.txt": b"text"})
+    with pytest.raises(ConfigError, match="no images"):
+        LabelledTars.open(str(tmp_path / "*.tar"))
+
+
+def png(numbers: np.ndarray, palette: bool = False) -> bytes:
+    picture = Image.fromarray(numbers)
+    if palette:
+        picture = picture.convert("P")
+        picture.putdata(numbers.flatten().tolist())
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (28, 28)])
+@pytest.mark.parametrize("palette", [False, True])
+def test_a_mask_is_cropped_as_its_image_is(shape: tuple[int, int], palette: bool) -> None:
+    """Blocks of one colour: image and mask must show the same blocks at the same places."""
+    draws = np.random.default_rng(0).integers(0, 5, (shape[0] // 4, shape[1] // 4), np.uint8)
+    numbers = draws.repeat(4, 0).repeat(4, 1)
+    pixels = np.repeat((numbers * 50)[:, :, None], 3, axis=2)
+    mask = crop_mask(png(numbers, palette), *shape, size=24)
+    seen = centre_crop(pixels, 24)[0]
+    inside = np.ones_like(mask, dtype=bool)  # away from edges, where the image's pixels are mixed
+    for axis, shift in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        inside &= np.roll(mask, shift, axis) == mask
+    assert inside.sum() > 50
+    assert (np.abs(seen.astype(int) - 50 * mask.astype(int))[inside] <= 25).mean() > 0.97
+
+
+def write_pair(root: Path, number: int, side: int = 40) -> None:
+    for name in ("images", "masks"):
+        (root / name / "sub").mkdir(parents=True, exist_ok=True)
+    (root / "images" / "sub" / f"{number}.jpg").write_bytes(image(number, side, side))
+    mask = np.full((side, side), number % 3, np.uint8)
+    (root / "masks" / "sub" / f"{number}.png").write_bytes(png(mask))
+
+
+def test_a_segmentation_folder(tmp_path: Path) -> None:
+    for number in range(3):
+        write_pair(tmp_path, number)
+    assert SegmentationFolder.is_at(tmp_path) and not SegmentationFolder.is_at(tmp_path / "images")
+    source = SegmentationFolder.open(tmp_path)
+    (tmp_path / "masks" / "sub" / "1.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
+    with pytest.warns(UserWarning, match=r"row 1 is left out.*mask is 8 x 8.*expected 40 x 40"):
+        ((images, rows, samples),) = labelled(source, 24, 8, workers=0)
+    assert rows.tolist() == [0, 2] and images.dtype == torch.uint8
+    assert [int(s["mask"].max()) for s in samples] == [0, 2]
+    assert samples[0]["mask"].shape == (24, 24)
+    (tmp_path / "masks" / "sub" / "0.png").unlink()
+    with pytest.raises(ConfigError, match=r"1 of 3 images.* have no mask.*sub/0\.jpg"):
+        SegmentationFolder.open(tmp_path)
