@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.settings import ConfigError
 from tcjepa.model.encoder import encoder_shape
-from tcjepa.model.layouts import from_huggingface, is_huggingface, unwrapped
+from tcjepa.model.tensor_names import from_huggingface, is_huggingface, unwrapped
 
 Tensors = dict[str, Tensor]
 OpenRun = Callable[[Path], tuple[dict[str, Any], Tensors]]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import IJepaConfig, IJepaModel
 
 from tcjepa.model.encoder import Encoder, timm_arguments
-from tcjepa.model.layouts import from_huggingface, to_huggingface
+from tcjepa.model.tensor_names import from_huggingface, to_huggingface
 
 NAME = "vit_base_patch16_gap_224"
 
