@@ -1,10 +1,10 @@
-"""Text conditioning of patch features by word-level attention (TC-JEPA, Eq. 2).
+"""Text conditioning of patch features by word-level attention (TC-JEPA, Eq. 2), and by AdaLN.
 
 Every caption of an image is attended to on its own; captions are pooled afterwards. All words of
 all captions of an image share one matrix product per layer, and the cosines that the regularizers
 need are that same product divided by the two norms, so no (patches, words, width) tensor exists.
 
-Letters as in docs/architecture.md, and Q: all predictor tokens of an image (M blocks of C + T).
+Letters as in docs/architecture.md, and Q: all predictor tokens of an image (`Layout`).
 """
 
 from __future__ import annotations
@@ -16,26 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from tcjepa.model.config import TextConditioning
-
-
-@dataclass(frozen=True)
-class Words:
-    """The captions of a batch, with a null token for images that have none."""
-
-    words: Tensor  # (U, S, F) word embeddings of the distinct captions
-    null: Tensor  # (F,) the learned null token: the one word of the null caption, number U
-    index: Tensor  # (B, N) int64 up to U; absent captions repeat a present one of the image
-    present: Tensor  # (B, N) bool: captions to attend to, the null caption among them
-    real: Tensor  # (B, N) bool: captions given by the data, which the regularizers cover
-    valid: Tensor  # (B, N, S) bool, False at padding
+from tcjepa.model.layout import Layout
+from tcjepa.model.pooling import attend_max, pool
+from tcjepa.model.precision import wide
+from tcjepa.model.words import Words
 
 
 @dataclass(frozen=True)
 class WordAttention:
-    """What one layer's attention looked like; losses and monitors read it."""
+    """What one layer's attention looked like; losses and monitors read it. At least float32."""
 
-    cosine: Tensor  # (B, N, S, Q) float32, of patch and word, mean over heads; padding unmasked
-    weights: Tensor  # (B, N, S, Q) float32, softmax over words, detached, mean over heads
+    cosine: Tensor  # (B, N, S, Q), of patch and word, mean over heads; 0 at padding
+    weights: Tensor  # (B, N, S, Q), softmax over words, detached, mean over heads; 0 at padding
 
 
 class Conditioner(nn.Module):
@@ -59,7 +51,7 @@ class Conditioner(nn.Module):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def initialise_attention(self) -> None:
+    def initialise(self) -> None:
         """Draw W_Q and W_K with variance 1 / inputs; W_V keeps I-JEPA's std of 0.02.
 
         The paper gives no initialisation. With 0.02 everywhere attention stays even for long in a
@@ -69,59 +61,99 @@ class Conditioner(nn.Module):
         for linear in (self.query, self.key):
             nn.init.trunc_normal_(linear.weight, std=linear.in_features**-0.5)
 
-    def forward(self, x_BQE: Tensor, words: Words) -> tuple[Tensor, WordAttention]:
-        """Return conditioned features (B, Q, E) and the attention that made them."""
+    def forward(
+        self, x_BQE: Tensor, words: Words, targets_of: Layout | None = None
+    ) -> tuple[Tensor, WordAttention]:
+        """Return conditioned features (B, Q, E) and the attention that made them.
+
+        With a layout in `targets_of` only the features (B, M*T, E) of target tokens, which is all
+        that is read behind the last layer; the attention is still of all Q tokens.
+        """
         query_BQE = self.query(x_BQE)
-        added_BNQE, attention = self._attend(query_BQE, words)
+        weights_BhNSQ, attention = self._attend(query_BQE, words)
+        if targets_of is not None:
+            x_BQE, query_BQE = targets_of.targets(x_BQE), targets_of.targets(query_BQE)
+            weights_BhNSQ = targets_of.targets(weights_BhNSQ, dim=4)
+        value_BhNSd = self._values(words).to(query_BQE.dtype)
+        weights_BhNSQ = weights_BhNSQ.to(value_BhNSd.dtype)
+        if self.fuse == "before_mlp" and self.fusion == "max":
+            pooled = attend_max(weights_BhNSQ.flatten(0, 1), value_BhNSd.flatten(0, 1))
+            pooled_BQE = pooled.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+            return self._finish(x_BQE + pooled_BQE), attention
+        added = torch.matmul(weights_BhNSQ.transpose(3, 4), value_BhNSd)  # (B, h, N, Q, d)
+        added_BNQE = added.permute(0, 2, 3, 1, 4).flatten(3)
         if self.fuse == "before_mlp":
-            pooled_BQE = self._pool(added_BNQE, query_BQE, words.present)
+            pooled_BQE = pool(added_BNQE, query_BQE, words.present, self.fusion)
             return self._finish(x_BQE + pooled_BQE), attention
         each_BNQE = self._finish(x_BQE.unsqueeze(1) + added_BNQE)
-        return self._pool(each_BNQE, query_BQE, words.present), attention
+        return pool(each_BNQE, query_BQE, words.present, self.fusion), attention
 
     def _attend(self, query_BQE: Tensor, words: Words) -> tuple[Tensor, WordAttention]:
-        """Return sum_s softmax(q K_s / sqrt(d)) V_s per caption (B, N, Q, E), and the attention."""
+        """Return softmax(q K_s / sqrt(d)) over each caption's words (B, h, N, S, Q); monitors."""
         B, N, S = words.valid.shape
-        Q, E = query_BQE.shape[1:]
-        h, d = self.heads, query_BQE.shape[2] // self.heads
-        # Projected once per distinct caption, gathered per image: never once per target block.
-        flat = words.index.flatten()
-        key_BhWd = _split(_project(self.key, words).index_select(0, flat).view(B, N * S, E), h)
-        value = _project(self.value, words).index_select(0, flat)
-        query_BhdQ = _split(query_BQE, h).transpose(2, 3)
-
-        dots = torch.matmul(key_BhWd, query_BhdQ).float()  # (B, h, N*S, Q)
-        padding = torch.zeros_like(words.valid, dtype=torch.float32)
-        padding.masked_fill_(~words.valid, -torch.inf)
-        logits = dots * d**-0.5 + padding.view(B, 1, N * S, 1)
+        Q, h, d = query_BQE.shape[1], self.heads, query_BQE.shape[2] // self.heads
+        unit_BhWd, length_BhW1 = self._keys(words)
+        query_BhdQ = query_BQE.view(B, Q, h, d).permute(0, 2, 3, 1)
+        # Keys have length 1, or 0 at padding: two products with norms give cosines and logits.
+        dots_BhWQ = wide(torch.matmul(unit_BhWd, query_BhdQ))
+        norm_Bh1Q = torch.linalg.vector_norm(wide(query_BhdQ), dim=2, keepdim=True)
+        cosines = (dots_BhWQ / norm_Bh1Q.clamp_min(1e-6)).view(B, h, N, S, Q)
+        padding = torch.zeros_like(words.valid, dtype=dots_BhWQ.dtype)
+        padding = padding.masked_fill(~words.valid, -torch.inf).view(B, 1, N * S, 1)
+        logits = torch.addcmul(padding, dots_BhWQ, length_BhW1, value=d**-0.5)
         weights = logits.view(B, h, N, S, Q).softmax(dim=3)
-        # (B*h*N, Q, S) @ (B*h*N, S, d): the transposed view costs nothing in a batched product.
-        value_rows = value.view(B, N, S, h, d).permute(0, 3, 1, 2, 4).reshape(B * h * N, S, d)
-        rows = weights.to(value.dtype).view(B * h * N, S, Q).transpose(1, 2)
-        added = torch.bmm(rows, value_rows).view(B, h, N, Q, d)
-        added_BNQE = added.permute(0, 2, 3, 1, 4).reshape(B, N, Q, E)
-
-        norms = _inverse_norm(key_BhWd).unsqueeze(3) * _inverse_norm(query_BhdQ, 2).unsqueeze(2)
-        cosines = (dots * norms).view(B, h, N, S, Q)
-        return added_BNQE, WordAttention(
-            cosines.squeeze(1) if h == 1 else cosines.mean(1),
-            weights.detach().squeeze(1) if h == 1 else weights.detach().mean(1),
+        # A view for one head, where a mean would be a copy.
+        alone, shown = h == 1, weights.detach()
+        return weights, WordAttention(
+            cosines.squeeze(1) if alone else cosines.mean(1),
+            shown.squeeze(1) if alone else shown.mean(1),
         )
 
-    def _pool(self, each_BNQE: Tensor, query_BQE: Tensor, present_BN: Tensor) -> Tensor:
-        """Pool over captions; absent ones never count. Every image has one present caption."""
-        if self.fusion == "max":
-            return each_BNQE.amax(dim=1)  # absent captions are copies of present ones
-        if self.fusion == "mean":
-            share = present_BN / present_BN.sum(1, keepdim=True)
-            return torch.einsum("bnqe,bn->bqe", each_BNQE, share.to(each_BNQE.dtype))
-        scale = query_BQE.shape[-1] ** -0.5
-        scores_BNQ = (each_BNQE * query_BQE.unsqueeze(1)).sum(-1).float() * scale
-        share = scores_BNQ.masked_fill(~present_BN.unsqueeze(2), -torch.inf).softmax(dim=1)
-        return torch.einsum("bnqe,bnq->bqe", each_BNQE, share.to(each_BNQE.dtype))
+    def _keys(self, words: Words) -> tuple[Tensor, Tensor]:
+        """Return keys of length 1, 0 at padding (B, h, N*S, d), and their lengths (B, h, N*S, 1).
+
+        Projected and measured once per distinct caption, gathered per image.
+        """
+        B, N, S = words.valid.shape
+        key_USE = _project(self.key, words)
+        key = wide(key_USE).view(*key_USE.shape[:2], self.heads, -1)
+        length_USh = torch.linalg.vector_norm(key, dim=3).clamp_min(1e-6)
+        scale = words.distinct_valid.unsqueeze(2) / length_USh
+        unit_USE = (key * scale.unsqueeze(3)).flatten(2).to(key_USE.dtype)
+        flat = words.index.flatten()
+        unit = unit_USE.index_select(0, flat).view(B, N * S, self.heads, -1)
+        length = length_USh.index_select(0, flat).view(B, N * S, self.heads, 1)
+        return unit.transpose(1, 2), length.transpose(1, 2)
+
+    def _values(self, words: Words) -> Tensor:
+        """Return values (B, h, N, S, d)."""
+        value_USE = _project(self.value, words)
+        value = value_USE.index_select(0, words.index.flatten())
+        return value.view(*words.valid.shape, self.heads, -1).permute(0, 3, 1, 2, 4)
 
     def _finish(self, z: Tensor) -> Tensor:
         return cast(Tensor, self.norm(z + self.mlp(z)))
+
+
+class Modulator(nn.Module):
+    """Shifts, scales and gates of one predictor block from the captions (`conditioning: adaln`).
+
+    A two-layer network with SiLU as in DiT (arXiv 2212.09748), from each caption's embedding; its
+    outputs are pooled over captions as word attention's are. Ours: what TC-JEPA's Appendix A
+    pools, and how, is not known to us.
+    """
+
+    def __init__(self, width: int, text_width: int, config: TextConditioning) -> None:
+        super().__init__()
+        self.fusion = config.fusion
+        self.layers = nn.Sequential(
+            nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, 6 * width)
+        )
+
+    def forward(self, captions_BNF: Tensor, present_BN: Tensor) -> Tensor:
+        """Return the modulation (B, 6E) of a `PredictorBlock`."""
+        each_BN1 = self.layers(captions_BNF).unsqueeze(2)
+        return pool(each_BN1, None, present_BN, self.fusion).squeeze(1)
 
 
 def _project(linear: nn.Linear, words: Words) -> Tensor:
@@ -134,16 +166,4 @@ def _project(linear: nn.Linear, words: Words) -> Tensor:
     return torch.cat([projected_USE, null_E.expand(1, projected_USE.shape[1], -1)])
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
-    """Return (B, h, X, d) of (B, X, h*d)."""
-    B, X, width = x.shape
-    return x.view(B, X, heads, width // heads).transpose(1, 2)
-
-
-def _inverse_norm(x: Tensor, dim: int = -1) -> Tensor:
-    """Return 1 / L2 norm over `dim`, float32, as `functional.normalize` bounds it."""
-    norm: Tensor = torch.linalg.vector_norm(x.float(), dim=dim)
-    return norm.clamp_min(1e-6).reciprocal()
-
-
-__all__ = ["Conditioner", "WordAttention", "Words"]
+__all__ = ["Conditioner", "Modulator", "WordAttention"]

@@ -12,6 +12,20 @@ from pipeline.settings import Settings
 class TextConditioning(Settings):
     """How captions enter the predictor (TC-JEPA, arXiv 2605.03245, Eqs. 2-4)."""
 
+    conditioning: Literal["word_attention", "caption_attention", "adaln", "feature", "sequence"] = (
+        Field(
+            "word_attention",
+            description="where text enters the predictor: attention to words (Eq. 2, paper); "
+            "attention to one embedding per caption; caption embeddings that modulate the "
+            "LayerNorms (DiT), are added to the input features, or words as tokens of the input "
+            "sequence (the paper's baselines, details ours)",
+        )
+    )
+    layers: Literal["all"] | tuple[int, ...] = Field(
+        "all",
+        description="predictor layers with `word_attention`, `caption_attention` or `adaln`, a "
+        "list counted from 0; paper: all",
+    )
     heads: int = Field(1, ge=1, description="attention heads of Eq. 2; paper: one [heads]")
     fusion: Literal["max", "mean", "attention"] = Field(
         "max", description="how the captions of an image are pooled at each layer; paper: max"
@@ -36,6 +50,47 @@ class TextConditioning(Settings):
         0, ge=0, description="linear warm-up of both regularizers; paper: none [steps]"
     )
 
+    def layer_numbers(self, depth: int) -> tuple[int, ...]:
+        """Return the conditioned ones of `depth` predictor layers, counted from 0, ascending."""
+        return tuple(range(depth)) if self.layers == "all" else tuple(sorted(self.layers))
+
+    @field_validator("layers")
+    @classmethod
+    def _distinct(
+        cls, layers: Literal["all"] | tuple[int, ...]
+    ) -> Literal["all"] | tuple[int, ...]:
+        if layers != "all" and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
+            raise ValueError(
+                f"got {list(layers)}, expected `all` or different layer numbers from 0"
+            )
+        return layers
+
+    @model_validator(mode="after")
+    def _combinable(self) -> TextConditioning:
+        """Refuse keys that the conditioning does not read, rather than ignore them."""
+        kind = self.conditioning
+        if kind == "word_attention":
+            return self
+        if self.sparsity != "none":
+            raise ValueError(
+                f"sparsity={self.sparsity} needs the patch-word cosines of conditioning="
+                f"word_attention; with conditioning={kind} set sparsity=none"
+            )
+        allowed: dict[str, tuple[Any, ...]] = {"fuse": ("before_mlp",)}
+        allowed["fusion"] = ("max", "mean") if kind in ("adaln", "feature") else ("max",)
+        if kind != "caption_attention":
+            allowed["heads"] = (1,)
+        if kind in ("feature", "sequence"):
+            allowed["layers"] = ("all",)
+        for key, values in allowed.items():
+            if getattr(self, key) not in values:
+                names = " or ".join(str(value) for value in values)
+                raise ValueError(
+                    f"{key}={getattr(self, key)} is not read with conditioning={kind}; set "
+                    f"{key}={names}"
+                )
+        return self
+
     def regularizer_scale(self, step: int) -> float:
         """Return the warm-up factor in [0, 1] of both regularizers at a step counted from 0."""
         return min(1.0, (step + 1) / (self.regularizer_warmup + 1))
@@ -48,6 +103,12 @@ class PredictorConfig(Settings):
     depth: int = Field(6, ge=1, description="paper: 6 for B, 12 for L and H [layers]")
     heads: int | None = Field(
         None, ge=1, description="attention heads; null = as many as the encoder (paper)"
+    )
+
+    share_context: bool = Field(
+        False,
+        description="context tokens see the context (and text) only and are computed once for all "
+        "target blocks; I-JEPA computes them once per block, together with its mask tokens",
     )
 
     @field_validator("width")
@@ -105,6 +166,12 @@ class ModelConfig(Settings):
         if self.text and width % self.text.heads:
             raise ValueError(
                 f"predictor.width {width} is not divisible by text.heads {self.text.heads}"
+            )
+        depth = self.predictor.depth
+        if self.text and self.text.layers != "all" and max(self.text.layers) >= depth:
+            raise ValueError(
+                f"text.layers {list(self.text.layers)} names a layer that the predictor lacks: "
+                f"with predictor.depth {depth} the last is {depth - 1}"
             )
         return self
 

@@ -13,14 +13,18 @@ from torch.nn import functional
 
 from tcjepa.masks import Masks
 from tcjepa.model import losses
-from tcjepa.model.conditioner import WordAttention, Words
+from tcjepa.model.conditioner import WordAttention
 from tcjepa.model.config import ModelConfig
 from tcjepa.model.encoder import Encoder, gather_patches
+from tcjepa.model.precision import wide
 from tcjepa.model.predictor import Predictor
+from tcjepa.model.words import Words
 from tcjepa.text import TextBatch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+#: Readings of the word attention look at every so-many-th predictor token [tokens].
+MONITOR_STRIDE = 8
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,9 @@ class TCJEPA(nn.Module):
         config = self.config.text
         if config is None or config.sparsity == "none":
             return {}
-        weights_BN = losses.caption_weights(words.real)
         cosines = [attention.cosine for attention in attentions]
-        similarities = [losses.rectify(cosine, words.valid) for cosine in cosines]
+        weights_BN = losses.caption_weights(words.real, cosines[0].dtype)
+        similarities = [losses.rectify(cosine) for cosine in cosines]
         if config.sparsity == "rectified":
             sparse = losses.sparsity(similarities, weights_BN)
         else:
@@ -128,25 +132,30 @@ def normalise(images: Tensor) -> Tensor:
 @torch.no_grad()
 def _feature_std(x_BKD: Tensor) -> Tensor:
     """Return the mean over features of their std over batch and patches; 0 at collapse."""
-    return x_BKD.float().flatten(0, 1).std(0).mean()
+    return wide(x_BKD).flatten(0, 1).std(0).mean()
 
 
 @torch.no_grad()
 def _word_monitors(attentions: Sequence[WordAttention], words: Words) -> dict[str, Tensor]:
-    """Return readings that show whether the text path lives (all shares in [0, 1])."""
+    """Return readings that show whether the text path lives (all shares in [0, 1]).
+
+    Of every `MONITOR_STRIDE`-th token: the full tensors would be read a dozen times per step.
+    """
     valid_BNS = words.valid & words.real.unsqueeze(-1)
     weights_BN = losses.caption_weights(words.real)
     pairs = valid_BNS.sum().clamp_min(1)
     captioned = words.real.any(1)
     positive_shares, entropies, wordless = [], [], []
     for attention in attentions:
-        positive_BNSQ = (attention.cosine > 0) & valid_BNS.unsqueeze(-1)
+        cosine_BNSQ = attention.cosine[..., ::MONITOR_STRIDE]
+        weights_BNSQ = attention.weights[..., ::MONITOR_STRIDE]
+        positive_BNSQ = (cosine_BNSQ > 0) & valid_BNS.unsqueeze(-1)
         Q = positive_BNSQ.shape[-1]
         positive_shares.append(positive_BNSQ.sum() / (pairs * Q))
         without_BQ = ~positive_BNSQ.flatten(1, 2).any(1)
         wordless_B = without_BQ.float().mean(1) * captioned
         wordless.append(wordless_B.sum() / captioned.sum().clamp_min(1))
-        entropies.append(losses.attention_entropy(attention.weights, words.valid, weights_BN))
+        entropies.append(losses.attention_entropy(weights_BNSQ, words.valid, weights_BN))
     monitors: dict[str, Any] = {
         f"positive_share_layer{layer}": share for layer, share in enumerate(positive_shares)
     }

@@ -1,8 +1,8 @@
 """What is minimised: prediction (Eq. 1) and the two text regularizers (Eqs. 3 and 4).
 
-Each regularizer reads one rectified similarity per layer, O (B, N, S, Q) in float32: S words of N
-captions against Q predictor tokens of B images, 0 at padding. Captions count equally inside an
-image and captioned images equally in the batch, by weights (B, N) that sum to 1 (Eq. 4).
+Each regularizer reads one rectified similarity per layer, O (B, N, S, Q), in float32 or wider: S
+words of N captions against Q predictor tokens of B images, 0 at padding. Captions count equally
+inside an image and captioned images equally in the batch, by weights (B, N) that sum to 1 (Eq. 4).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tcjepa.model.precision import wide
+
 
 def prediction_loss(
     predicted_BMTD: Tensor, target_BMTD: Tensor, kind: Literal["l2", "smooth_l1"]
@@ -23,25 +25,25 @@ def prediction_loss(
     For features of unit variance it is of order sqrt(D). `smooth_l1` is I-JEPA's public code
     instead: a mean over elements, thousands of times smaller.
     """
-    predicted, target = predicted_BMTD.float(), target_BMTD.float()
+    predicted, target = wide(predicted_BMTD), wide(target_BMTD)
     if kind == "smooth_l1":
         return functional.smooth_l1_loss(predicted, target)
     error: Tensor = torch.linalg.vector_norm(predicted - target, dim=-1)
     return error.mean()
 
 
-def caption_weights(real_BN: Tensor) -> Tensor:
+def caption_weights(real_BN: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return weights (B, N) of Eq. 4's averages: equal per caption inside equal images; sum 1 or 0.
 
     `real_BN` is True at captions that exist; images without any have no weight.
     """
-    per_image = real_BN.float() / real_BN.sum(1, keepdim=True).clamp_min(1)
+    per_image = real_BN.to(dtype) / real_BN.sum(1, keepdim=True).clamp_min(1)
     return per_image / real_BN.any(1).sum().clamp_min(1)
 
 
-def rectify(cosine_BNSQ: Tensor, valid_BNS: Tensor) -> Tensor:
-    """Return O = max(cos, 0), 0 at padding (above Eq. 3)."""
-    return cosine_BNSQ.clamp_min(0) * valid_BNS.unsqueeze(-1)
+def rectify(cosine_BNSQ: Tensor) -> Tensor:
+    """Return O = max(cos, 0) (above Eq. 3); at padding the cosine, and so O, is 0."""
+    return cosine_BNSQ.relu()
 
 
 def sparsity(similarities: Sequence[Tensor], weights_BN: Tensor) -> Tensor:

@@ -2,63 +2,83 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import cast
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from tcjepa.masks import Masks
-from tcjepa.model.conditioner import Conditioner, WordAttention, Words
+from tcjepa.model.block import PredictorBlock, layer_norm
+from tcjepa.model.conditioner import Conditioner, Modulator, WordAttention
 from tcjepa.model.config import ModelConfig
-from tcjepa.model.encoder import (
-    INIT_STD,
-    EncoderShape,
-    initialise,
-    sincos_positions,
-)
+from tcjepa.model.encoder import INIT_STD, EncoderShape, initialise, sincos_positions
+from tcjepa.model.layout import Layout
+from tcjepa.model.pooling import pool
+from tcjepa.model.words import Words
 from tcjepa.text import TextBatch
 
-_norm = partial(nn.LayerNorm, eps=1e-6)
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The predictor's input, and the text that its layers read."""
+
+    x: Tensor  # (B, Q, E)
+    layout: Layout
+    words: Words | None  # what conditioners attend to
+    captions: Tensor | None  # (B, N, F), what modulators read
 
 
 class Predictor(nn.Module):
     """Predicts each target block on its own, from the context and its mask tokens (I-JEPA).
 
-    Each layer is a ViT block followed, if the model is text-conditioned, by a `Conditioner` whose
-    output the next layer reads (TC-JEPA, Sec. 3). Behind the block rather than in front of it, a
-    mask token has looked at the context before it queries the words, and the last conditioner's
-    output is what is projected to the prediction.
+    Where the text enters is `model.text.conditioning`, one of five, whose modules are all there is:
+
+    - `word_attention` (TC-JEPA, Sec. 3): behind each block a `Conditioner`, whose output the next
+      layer reads. Behind the block rather than in front of it, a mask token has looked at the
+      context before it queries the words, and the last conditioner's output is what is projected.
+    - `caption_attention`: the same conditioner attending to one vector per caption.
+    - `adaln`: a `Modulator` per block scales and shifts its LayerNorms.
+    - `feature`: a projection of the captions' embeddings is added to every input token.
+    - `sequence`: the projected words of all captions are tokens among the context's.
+
+    The paper compares the last four with the first; its Appendix A, which defines them, was not at
+    hand, so their details are ours. A caption's embedding is the mean of its words.
     """
 
     positions: Tensor  # (P, E)
 
     def __init__(self, config: ModelConfig, encoder: EncoderShape, text_width: int | None) -> None:
         super().__init__()
-        width = config.predictor.width
+        self.config, self.text = config.predictor, config.text
+        width, depth = config.predictor.width, config.predictor.depth
         heads = config.predictor.heads or encoder.heads
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.register_buffer("positions", sincos_positions(encoder.grid, width), persistent=False)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, qkv_bias=True, norm_layer=_norm)
-            for _ in range(config.predictor.depth)
-        )
-        self.norm = _norm(width)
+        self.blocks = nn.ModuleList(PredictorBlock(width, heads) for _ in range(depth))
+        self.norm = layer_norm(width)
         self.project = nn.Linear(width, encoder.width)
         self.conditioners = nn.ModuleList()
+        self.conditioned: tuple[int, ...] = ()  # the layers that `conditioners` belong to
+        self.embed_text: nn.Linear | None = None
         self.null_caption: nn.Parameter | None = None
-        if config.text is not None:
+        if self.text is not None:
             if text_width is None:
                 raise ValueError("a text-conditioned predictor needs the text encoder's width")
             self.null_caption = nn.Parameter(torch.empty(text_width))
-            self.conditioners.extend(
-                Conditioner(width, text_width, config.text) for _ in range(config.predictor.depth)
-            )
+            if self.text.conditioning in ("feature", "sequence"):
+                self.embed_text = nn.Linear(text_width, width)
+            else:
+                self.conditioned = self.text.layer_numbers(depth)
+                kind = Modulator if self.text.conditioning == "adaln" else Conditioner
+                self.conditioners.extend(
+                    kind(width, text_width, self.text) for _ in self.conditioned
+                )
         initialise(self, self.blocks)
         for conditioner in self.conditioners:
-            cast(Conditioner, conditioner).initialise_attention()
+            if isinstance(conditioner, Conditioner):
+                conditioner.initialise()
         nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
         if self.null_caption is not None:
             nn.init.trunc_normal_(self.null_caption, std=INIT_STD)
@@ -68,56 +88,84 @@ class Predictor(nn.Module):
     ) -> tuple[Tensor, list[WordAttention], Words | None]:
         """Return predictions (B, M, T, D), each layer's word attention, and the words attended.
 
-        Attention lists Q = M * (C + T) tokens per image: block after block, context then target.
-        Without conditioners the list is empty and `text` is not read.
+        Attention is of the layers with word attention, in their order, and of the Q tokens in the
+        order of `Layout`. For other conditionings, and without text, the list is empty and the
+        words are None.
         """
+        tokens = self._tokens(context_BCD, masks, text)
+        x_BQE, layout = tokens.x, tokens.layout
+        attentions: list[WordAttention] = []
+        only_targets = False
+        for layer, block in enumerate(self.blocks):
+            conditioner = self._conditioner(layer)
+            if isinstance(conditioner, Modulator):
+                assert tokens.words is not None and tokens.captions is not None
+                modulation = conditioner(tokens.captions, tokens.words.present)
+                x_BQE = block(x_BQE, layout, modulation)
+                continue
+            x_BQE = block(x_BQE, layout)
+            if conditioner is not None:
+                only_targets = layer == len(self.blocks) - 1
+                x_BQE, attention = conditioner(
+                    x_BQE, tokens.words, layout if only_targets else None
+                )
+                attentions.append(attention)
+        if not only_targets:
+            x_BQE = layout.targets(x_BQE)
+        predicted = self.project(self.norm(x_BQE)).unflatten(1, (layout.blocks, layout.target))
+        if self.text is None or self.text.conditioning != "word_attention":
+            return predicted, [], None
+        return predicted, attentions, tokens.words
+
+    def _conditioner(self, layer: int) -> nn.Module | None:
+        if layer not in self.conditioned:
+            return None
+        return self.conditioners[self.conditioned.index(layer)]
+
+    def _tokens(self, context_BCD: Tensor, masks: Masks, text: TextBatch | None) -> _Tokens:
+        """Return context and mask tokens with what the conditioning adds to them."""
         B, C = masks.context.shape
         _, M, T = masks.targets.shape
-        x_BCE = self.embed(context_BCD) + self.positions[masks.context]
-        queries_BMTE = self.mask_token + self.positions[masks.targets]
-        x = torch.cat(
-            [x_BCE.unsqueeze(1).expand(-1, M, -1, -1), queries_BMTE.to(x_BCE.dtype)], dim=2
-        ).flatten(0, 1)  # (B*M, C+T, E)
+        context_BCE = self.embed(context_BCD) + self.positions[masks.context]
+        queries_BMTE = (self.mask_token + self.positions[masks.targets]).to(context_BCE.dtype)
+        layout = Layout(C, M, T, self.config.share_context)
+        if self.text is None:
+            return _Tokens(layout.join(context_BCE, queries_BMTE), layout, None, None)
+        words = Words.of(text, cast(nn.Parameter, self.null_caption), B)
+        captions_BNF, kind = None, self.text.conditioning
+        if kind == "caption_attention":
+            words = words.as_one_caption()
+        elif kind == "adaln":
+            captions_BNF = words.embeddings()
+        elif kind == "feature":
+            assert self.embed_text is not None
+            each_BN1E = self.embed_text(words.embeddings()).unsqueeze(2)
+            added_B1E = pool(each_BN1E, None, words.present, self.text.fusion)
+            context_BCE = context_BCE + added_B1E
+            queries_BMTE = queries_BMTE + added_B1E.unsqueeze(1)
+        elif kind == "sequence":
+            context_BCE, layout = self._append(context_BCE, words, layout)
+        return _Tokens(layout.join(context_BCE, queries_BMTE), layout, words, captions_BNF)
 
-        words = self._words(text, B) if self.null_caption is not None else None
-        attentions = []
-        for layer, block in enumerate(self.blocks):
-            x = block(x)
-            if words is not None:
-                x_BQE, attention = self.conditioners[layer](x.view(B, M * (C + T), -1), words)
-                x = x_BQE.view(B * M, C + T, -1)
-                attentions.append(attention)
-        x_BMTE = x.view(B, M, C + T, -1)[:, :, C:]
-        return self.project(self.norm(x_BMTE)), attentions, words
-
-    def _words(self, text: TextBatch | None, batch: int) -> Words:
-        """Append the null caption and give it to images without a caption."""
-        null_F = cast(nn.Parameter, self.null_caption)
-        if text is None or text.caption.shape[1] == 0:
-            text = _no_text(batch, null_F)
-        U, S, _ = text.words.shape
-        first = torch.arange(S, device=null_F.device) == 0
-        valid_US = torch.cat([text.valid, first.unsqueeze(0)])
-        own_BN = text.caption.masked_fill(text.caption < 0, U)
-        # A caption without a single word is no caption.
-        real_BN = (text.caption >= 0) & valid_US.any(1)[own_BN]
-        # Absent captions repeat the image's first real one, which leaves a maximum as it is and
-        # spares a masked copy of (B, N, Q, E); images without any get the null caption throughout.
-        stand_in_B1 = own_BN.gather(1, real_BN.int().argmax(1, keepdim=True))
-        stand_in_B1 = stand_in_B1.masked_fill(~real_BN.any(1, keepdim=True), U)
-        index_BN = torch.where(real_BN, own_BN, stand_in_B1)
-        leading = torch.arange(real_BN.shape[1], device=null_F.device) == 0
-        present_BN = real_BN | (~real_BN.any(1, keepdim=True) & leading)
-        words_USF = text.words.to(null_F.dtype)
-        return Words(words_USF, null_F, index_BN, present_BN, real_BN, valid_US[index_BN])
-
-
-def _no_text(batch: int, null_F: Tensor) -> TextBatch:
-    return TextBatch(
-        words=null_F.new_zeros(0, 1, null_F.shape[0]),
-        valid=torch.zeros(0, 1, dtype=torch.bool, device=null_F.device),
-        caption=torch.full((batch, 1), -1, dtype=torch.int64, device=null_F.device),
-    )
+    def _append(self, context_BCE: Tensor, words: Words, layout: Layout) -> tuple[Tensor, Layout]:
+        """Return the context with every word of every caption behind it, padding out of sight."""
+        assert self.embed_text is not None
+        embedded = torch.cat(
+            [
+                self.embed_text(words.words),
+                self.embed_text(words.null).expand(1, words.words.shape[1], -1),
+            ]
+        )
+        words_BWE = embedded.index_select(0, words.index.flatten()).view(
+            len(context_BCE), -1, embedded.shape[2]
+        )
+        seen_BW = (words.valid & words.present.unsqueeze(2)).flatten(1)
+        seen_BC = seen_BW.new_ones(context_BCE.shape[:2])
+        prefix_BPE = torch.cat([context_BCE, words_BWE], dim=1)
+        visible_BP = torch.cat([seen_BC, seen_BW], dim=1)
+        return prefix_BPE, Layout(
+            prefix_BPE.shape[1], layout.blocks, layout.target, layout.shared, visible_BP
+        )
 
 
 __all__ = ["Predictor"]

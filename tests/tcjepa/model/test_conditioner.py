@@ -5,7 +5,7 @@ import torch
 
 from tcjepa.model.conditioner import Conditioner
 from tcjepa.model.config import TextConditioning
-from tcjepa.model.predictor import Predictor
+from tcjepa.model.words import Words
 from tcjepa.text import TextBatch
 
 
@@ -51,16 +51,9 @@ def _pool(fusion, each, q):
 
 
 @pytest.fixture
-def words(make_config, text):
+def words(text):
     torch.manual_seed(0)
-    predictor = Predictor(make_config(TextConditioning()), _shape(), text.words.shape[2])
-    return predictor._words(text, 4)
-
-
-def _shape():
-    from tcjepa.model.encoder import EncoderShape
-
-    return EncoderShape((8, 8), 32, 2, 2, (4, 4))
+    return Words.of(text, torch.randn(text.words.shape[2], requires_grad=True), 4)
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -102,18 +95,19 @@ def test_max_before_the_mlp_is_the_max_of_the_sums(words):
     torch.testing.assert_close((x.unsqueeze(1) + each).amax(1), x + each.amax(1))
 
 
-def test_captions_without_words_count_as_none(make_config, text, words):
+def test_captions_without_words_count_as_none(words):
     assert words.real.tolist() == [[True] * 3, [True, False, False], [False] * 3, [False] * 3]
     assert words.present[2:].tolist() == [[True, False, False]] * 2
     assert words.index[1].tolist() == [3, 3, 3] and (words.index[2:] == 5).all()
 
 
-def test_padding_never_matters(make_config, text):
+def test_padding_never_matters(text, words):
     torch.manual_seed(0)
-    predictor = Predictor(make_config(TextConditioning()), _shape(), text.words.shape[2])
-    conditioner = predictor.conditioners[0]
+    conditioner = Conditioner(16, text.words.shape[2], TextConditioning())
     x = torch.randn(4, 5, 16)
     noisy = TextBatch(text.words + 9.0 * ~text.valid[:, :, None], text.valid, text.caption)
-    plain, _ = conditioner(x, predictor._words(text, 4))
-    other, _ = conditioner(x, predictor._words(noisy, 4))
+    plain, attention = conditioner(x, words)
+    other, noisy_attention = conditioner(x, Words.of(noisy, words.null, 4))
     torch.testing.assert_close(plain, other)
+    torch.testing.assert_close(attention.cosine, noisy_attention.cosine)
+    assert not attention.cosine.masked_fill(words.valid.unsqueeze(-1), 0).any()

@@ -66,7 +66,7 @@ def _fast(name, case):
     weights = losses.caption_weights(real)
     if name == "entropy":
         return losses.entropy_sparsity(cosines, valid, weights, 0.1)
-    similarities = [losses.rectify(c, valid) for c in cosines]
+    similarities = [losses.rectify(c * valid.unsqueeze(-1)) for c in cosines]
     return getattr(losses, name)(similarities, weights)
 
 
