@@ -12,13 +12,14 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.settings import Settings
 from tcjepa import keyed
@@ -43,7 +44,8 @@ class TextConfig(Settings):
         16384,
         ge=0,
         description="captions whose embeddings stay in memory, on the encoder's device; about "
-        "30 KB each for t5-base in bfloat16 at 20 words [captions]",
+        "30 KB each for t5-base in bfloat16 at 20 words; on a CPU they are encoded one by one, so "
+        "that a resumed run repeats its losses [captions]",
     )
 
 
@@ -65,6 +67,10 @@ class TextEncoder(Protocol):
         """Return the words of B lists of captions; N and S are the batch's longest."""
         ...
 
+    def spans_of(self, caption: str) -> list[tuple[int, int]]:
+        """Return the characters [start, end) of the caption that each of its words stands for."""
+        ...
+
 
 def open_text_encoder(config: TextConfig) -> TextEncoder:
     """Return the configured encoder; raises `ConfigError` if it cannot be loaded."""
@@ -72,7 +78,7 @@ def open_text_encoder(config: TextConfig) -> TextEncoder:
         return HashedEncoder(config)
     from tcjepa.text_huggingface import HuggingFaceEncoder
 
-    return HuggingFaceEncoder(config)
+    return HuggingFaceEncoder.load(config)
 
 
 def swap_captions(text: TextBatch) -> TextBatch:
@@ -85,6 +91,32 @@ def swap_captions(text: TextBatch) -> TextBatch:
     caption = text.caption.clone()
     caption[captioned] = text.caption[captioned.roll(1)]
     return TextBatch(text.words, text.valid, caption)
+
+
+def pad_shapes(text: TextBatch, most_captions: int) -> TextBatch:
+    """Return the batch padded to one of few shapes, so that a compiled model meets few of them.
+
+    S becomes a multiple of 8, N a power of two or `most_captions`, and U a multiple of an eighth
+    of B * N, at least of 64. Added words are not valid, added captions absent, added rows unused.
+    """
+    U, S, _ = text.words.shape
+    B, N = text.caption.shape
+    captions = min(1 << (N - 1).bit_length(), max(N, most_captions))
+    step = max(64, -(-B * captions // 8))
+    more_words, more_rows = -S % 8, -U % step if U else step
+    return TextBatch(
+        functional.pad(text.words, (0, 0, 0, more_words, 0, more_rows)),
+        functional.pad(text.valid, (0, more_words, 0, more_rows), value=False),
+        functional.pad(text.caption, (0, captions - N), value=-1),
+    )
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor on a device; to a GPU without waiting for it."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def distinct(captions: Sequence[Sequence[str]]) -> tuple[list[str], NDArray[np.int64]]:
@@ -132,8 +164,12 @@ class HashedEncoder:
             number[row, : len(own)] = [self._number(word) for word in own]
             valid[row, : len(own)] = True
         vectors = (self._vectors[number] + self._positions[:S]) * valid[:, :, None]
-        parts = (torch.from_numpy(part).to(device) for part in (vectors, valid, caption))
+        parts = (to_device(part, device) for part in (vectors, valid, caption))
         return TextBatch(*parts)
+
+    def spans_of(self, caption: str) -> list[tuple[int, int]]:
+        """Return the characters of each word; see `TextEncoder`."""
+        return [match.span() for match in _WORD.finditer(caption)][: self._max_words]
 
     def _split(self, text: str) -> list[str]:
         words = self._captions.get(text)
@@ -203,6 +239,8 @@ __all__ = [
     "TextEncoder",
     "distinct",
     "open_text_encoder",
+    "pad_shapes",
     "split_words",
     "swap_captions",
+    "to_device",
 ]

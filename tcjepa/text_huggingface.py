@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.settings import ConfigError
-from tcjepa.text import Recent, TextBatch, TextConfig, distinct
+from tcjepa.text import Recent, TextBatch, TextConfig, distinct, to_device
+from tcjepa.text_packing import pack
 
-#: Padded tokens of one forward pass: fills a GPU, and is a few hundred MB of activations [tokens]
+#: Tokens of one forward pass, padding included: fills a GPU, and is a few hundred MB of activations
 TOKENS_PER_CHUNK = 16384
+#: Without packing, captions of one chunk differ in length by at most this share.
+LENGTH_SPREAD: Final = 0.1
+#: Models whose captions can share a row, and from where they count positions. None: they look at
+#: differences of positions only, which are the same anywhere in a row.
+PACKED: Final[dict[str, Literal["zero", "after padding"] | None]] = {
+    "t5": None,
+    "mt5": None,
+    "bert": "zero",
+    "electra": "zero",
+    "roberta": "after padding",
+    "xlm-roberta": "after padding",
+}
 
 
 class HuggingFaceEncoder:
     """Last hidden states of a frozen transformer, one per token ("word").
 
-    Captions are encoded once per batch, in chunks of similar length, so that hardly any padding is
-    computed, and kept by an LRU cache. Special tokens (CLS, SEP, end of sentence) go through the
-    model, which was trained with them, and are then dropped: attention is to words, and a caption
-    without a word counts as none. The model is loaded at construction and moved to the device of
-    the first `encode`.
+    Captions are encoded once per batch and kept by an LRU cache. Several share a row of tokens
+    (`tcjepa.text_packing`) where the model's positions allow it; else they go in chunks of nearly
+    equal length. Special tokens (CLS, SEP, end of sentence) go through the model, which was trained
+    with them, and are then dropped: attention is to words, and a caption without a word counts as
+    none. The model is moved to the device of the first `encode`.
+
+    On a CPU, cached captions are encoded one by one, at about twice the cost. The last bits of a
+    state depend on the shapes of the matrix products that made it; a resumed run, whose cache is
+    empty, would make it in other company and so not repeat its losses bit for bit.
     """
 
-    def __init__(self, config: TextConfig) -> None:
-        self._config = config
-        self._tokenizer, self._model = _load(config.encoder)
-        self._model.requires_grad_(False).eval()
-        self.width = int(self._model.config.hidden_size)
+    def __init__(self, config: TextConfig, tokenizer: Any, model: Any) -> None:
+        self._config, self._tokenizer = config, tokenizer
+        self._model = model.requires_grad_(False).eval()
+        self._kind = str(model.config.model_type)
+        self.width = int(model.config.hidden_size)
         self._device: torch.device | None = None
         self._cache: Recent[Tensor] = Recent(config.cache)
+
+    @classmethod
+    def load(cls, config: TextConfig) -> HuggingFaceEncoder:
+        """Return the encoder of a name or folder; raises `ConfigError` if it cannot be loaded."""
+        return cls(config, *_load(config.encoder))
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """Return the transformer, to count its operations."""
+        module: torch.nn.Module = self._model
+        return module
 
     def encode(self, captions: Sequence[Sequence[str]], device: torch.device) -> TextBatch:
         """Return words of B lists of captions; see `TextEncoder`."""
@@ -44,6 +74,33 @@ class HuggingFaceEncoder:
             self._cache.put(text, row)
         return _pad([row for row in rows.values() if row is not None], caption, device, self.width)
 
+    def spans_of(self, caption: str) -> list[tuple[int, int]]:
+        """Return the characters of each token but the special ones; see `TextEncoder`.
+
+        Raises `ConfigError` if the tokenizer has no record of them (those without a `fast` form).
+        """
+        if not self._tokenizer.is_fast:
+            raise ConfigError(
+                f"text.encoder={self._config.encoder}: its tokenizer does not say which characters "
+                "a token stands for; save it with a fast tokenizer (tokenizer.json)"
+            )
+        encoded = self._tokenizer(
+            caption,
+            truncation=True,
+            max_length=self._config.max_words + self._tokenizer.num_special_tokens_to_add(),
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        spans = []
+        for (start, end), mark in zip(
+            encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
+        ):
+            if not mark:
+                # Some tokenizers count the space before a word as its own.
+                blank = len(caption[start:end]) - len(caption[start:end].lstrip())
+                spans.append((start + blank, end))
+        return spans
+
     def _move(self, device: torch.device) -> None:
         if self._device == device:
             return
@@ -53,10 +110,10 @@ class HuggingFaceEncoder:
         self._model.to(device=device, dtype=torch.bfloat16 if half else torch.float32)
         self._device = device
 
-    def _run(self, texts: list[str], device: torch.device) -> list[tuple[str, Tensor]]:
-        """Return each caption's word states (s, F), special tokens and padding left out."""
+    def _run(self, texts: list[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """Yield each caption's word states (s, F), special tokens and padding left out."""
         if not texts:
-            return []
+            return
         special = self._tokenizer.num_special_tokens_to_add()
         encoded = self._tokenizer(
             texts,
@@ -64,35 +121,81 @@ class HuggingFaceEncoder:
             max_length=self._config.max_words + special,
             return_special_tokens_mask=True,
         )
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        order = sorted(range(len(texts)), key=lengths.__getitem__)
-        results = []
-        for chunk in _chunks(order, lengths):
-            ids = [encoded["input_ids"][i] for i in chunk]
-            states = self._states(ids, device)
-            marks = [encoded["special_tokens_mask"][i] for i in chunk]
-            kept = [[column for column, mark in enumerate(own) if not mark] for own in marks]
-            S = states.shape[1]
-            flat = [row * S + column for row, columns in enumerate(kept) for column in columns]
-            numbers = torch.tensor(flat, dtype=torch.int64, device=device)
+        lists, marks = encoded["input_ids"], encoded["special_tokens_mask"]
+        for chunk in self._chunks([len(own) for own in lists], device):
+            states, start = self._states([lists[i] for i in chunk], device)
+            kept = [
+                first + np.flatnonzero(np.asarray(marks[i]) == 0)
+                for i, first in zip(chunk, start, strict=True)
+            ]
             # Out of inference mode: a new tensor, which autograd may save.
-            chosen = states.flatten(0, 1).index_select(0, numbers)
-            parts = torch.split(chosen, [len(columns) for columns in kept])
-            # A cached view would keep its whole chunk alive.
-            results += [(texts[i], part.clone()) for i, part in zip(chunk, parts, strict=True)]
-        return results
+            numbers = to_device(np.concatenate(kept).astype(np.int64), device)
+            parts = torch.split(states.index_select(0, numbers), [len(own) for own in kept])
+            # A cached view would keep its whole chunk alive; one kernel copies them all.
+            copies = torch._foreach_mul(parts, 1.0)
+            yield from zip((texts[i] for i in chunk), copies, strict=True)
 
-    def _states(self, ids: list[list[int]], device: torch.device) -> Tensor:
-        """Return last hidden states (n, longest, F) of token lists."""
-        longest = max(map(len, ids))
-        pad = self._tokenizer.pad_token_id or 0
-        tokens = torch.tensor([row + [pad] * (longest - len(row)) for row in ids], device=device)
-        mask = torch.tensor(
-            [[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=device
-        )
+    def _chunks(self, lengths: list[int], device: torch.device) -> Iterator[list[int]]:
+        """Yield the captions of each forward pass."""
+        if device.type == "cpu" and self._config.cache:
+            yield from ([i] for i in range(len(lengths)))
+            return
+        packs = self._kind in PACKED
+        order = range(len(lengths))
+        chunk: list[int] = []
+        for i in order if packs else sorted(order, key=lengths.__getitem__):
+            tokens = sum(lengths[k] for k in chunk) if packs else len(chunk) * lengths[i]
+            uneven = chunk and not packs and lengths[i] > (1 + LENGTH_SPREAD) * lengths[chunk[0]]
+            if chunk and (uneven or tokens + lengths[i] > TOKENS_PER_CHUNK):
+                yield chunk
+                chunk = []
+            chunk.append(i)
+        yield chunk
+
+    def _states(
+        self, lists: list[list[int]], device: torch.device
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """Return last hidden states (tokens, F) of token lists, and where each list begins."""
+        if len(lists) == 1:
+            arguments, start = {"input_ids": np.array(lists)}, np.zeros(1, dtype=np.int64)
+        elif self._kind in PACKED:
+            arguments, start = self._packed(lists)
+        else:
+            arguments, start = self._padded(lists)
+        tensors = {name: to_device(value, device) for name, value in arguments.items()}
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            states: Tensor = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state
-        return states
+            if "owner" in tensors:
+                tensors["attention_mask"] = _blocks(tensors.pop("owner"), self._model.dtype)
+            states: Tensor = self._model(**tensors).last_hidden_state
+        return states.flatten(0, 1), start
+
+    def _packed(self, lists: list[list[int]]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+        packing = pack(lists)
+        arguments = {"input_ids": packing.tokens, "owner": packing.owner}
+        first = PACKED[self._kind]
+        if first is not None:
+            after = self._model.config.pad_token_id + 1 if first == "after padding" else 0
+            arguments["position_ids"] = packing.positions + after
+        return arguments, packing.start
+
+    def _padded(self, lists: list[list[int]]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+        longest = max(map(len, lists))
+        tokens = np.full((len(lists), longest), self._tokenizer.pad_token_id or 0, dtype=np.int64)
+        mask = np.zeros_like(tokens)
+        for row, own in enumerate(lists):
+            tokens[row, : len(own)] = own
+            mask[row, : len(own)] = 1
+        return {"input_ids": tokens, "attention_mask": mask}, np.arange(len(lists)) * longest
+
+
+def _blocks(owner: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to attention scores (rows, 1, length, length): captions see themselves.
+
+    Padding sees padding, so that no row of a softmax is empty.
+    """
+    apart = owner.unsqueeze(1) != owner.unsqueeze(2)
+    mask = torch.zeros(apart.shape, dtype=dtype, device=owner.device)
+    return mask.masked_fill_(apart, torch.finfo(dtype).min).unsqueeze(1)
 
 
 def _load(name: str) -> tuple[Any, Any]:
@@ -114,27 +217,18 @@ def _load(name: str) -> tuple[Any, Any]:
         ) from error
 
 
-def _chunks(order: list[int], lengths: list[int]) -> list[list[int]]:
-    """Cut indices, sorted by length, into runs of at most TOKENS_PER_CHUNK padded tokens."""
-    chunks: list[list[int]] = [[]]
-    for i in order:
-        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[i] > TOKENS_PER_CHUNK:
-            chunks.append([])
-        chunks[-1].append(i)
-    return chunks
-
-
-def _pad(rows: list[Tensor], caption: Any, device: torch.device, width: int) -> TextBatch:
-    """Return rows (s, F) padded to one length; on a GPU to a multiple of 8, for few shapes."""
-    lengths = [len(row) for row in rows]
-    S = max([1, *lengths])
-    S = -(-S // 8) * 8 if device.type == "cuda" else S
+def _pad(
+    rows: list[Tensor], caption: NDArray[np.int64], device: torch.device, width: int
+) -> TextBatch:
+    """Return rows (s, F) padded to one length."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    S = max([1, *lengths.tolist()])
     words = torch.zeros(len(rows), S, width, device=device, dtype=rows[0].dtype if rows else None)
-    if any(lengths):
-        flat = [row * S + column for row, length in enumerate(lengths) for column in range(length)]
-        words.view(-1, width).index_copy_(0, torch.tensor(flat, device=device), torch.cat(rows))
-    valid = torch.arange(S).unsqueeze(0) < torch.tensor(lengths, dtype=torch.int64).unsqueeze(1)
-    return TextBatch(words, valid.to(device), torch.from_numpy(caption).to(device))
+    valid = np.arange(S) < lengths[:, None]
+    if lengths.any():
+        numbers = to_device(np.flatnonzero(valid), device)
+        words.view(-1, width).index_copy_(0, numbers, torch.cat(rows))
+    return TextBatch(words, to_device(valid, device), to_device(caption, device))
 
 
 __all__ = ["TOKENS_PER_CHUNK", "HuggingFaceEncoder"]

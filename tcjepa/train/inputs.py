@@ -1,17 +1,25 @@
-"""From a batch of the loader to what the model takes, micro-batch by micro-batch."""
+"""From a batch of the loader to what the model takes, micro-batch by micro-batch.
+
+On a GPU inputs are made on a stream of their own, by kernels and copies that nothing waits for: the
+captions of a micro-batch are encoded while the model still computes the one before it. Across steps
+the first micro-batch is made ahead, as soon as the last one of the step before has been launched,
+so that neither fetching losses nor saving leaves the GPU without its next inputs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tcjepa.config import TrainConfig
 from tcjepa.data.loader import Batch
 from tcjepa.masks import Masks, sample_masks
 from tcjepa.model.jepa import normalise
-from tcjepa.text import TextBatch, TextEncoder
+from tcjepa.text import TextBatch, TextEncoder, pad_shapes
 from tcjepa.train.distributed import World
 
 
@@ -23,14 +31,76 @@ class Inputs:
     masks: Masks
     text: TextBatch | None
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors."""
+        text = [] if self.text is None else [self.text.words, self.text.valid, self.text.caption]
+        return [self.images, self.masks.context, self.masks.targets, *text]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A micro-batch in the making: its share of the batch, and on a GPU when it is made."""
+
+    inputs: Inputs
+    share: float
+    made: torch.cuda.Event | None
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """A batch in training and the one after it."""
+
+    current: Batch
+    following: Batch
+    step: int  # of `following`
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A batch whose first part is made, or being made, and whose others will be."""
+
+    batch: Batch
+    step: int
+    first: _Part
+    others: Iterator[_Part]
+
 
 class InputMaker:
-    """Makes this rank's inputs of a step; a pure function of (config, batch, step)."""
+    """Makes this rank's inputs of a step; a pure function of (config, batch, step).
+
+    `looks_ahead` says whether inputs are made before they are asked for; it changes no result, and
+    is on for GPUs.
+    """
 
     def __init__(
         self, config: TrainConfig, grid: tuple[int, int], world: World, text: TextEncoder | None
     ) -> None:
         self._config, self._grid, self._world, self._text = config, grid, world, text
+        on_gpu = world.device.type == "cuda"
+        self._stream: torch.cuda.Stream | None = None
+        if on_gpu:
+            self._stream = torch.cuda.Stream(world.device)  # type: ignore[no-untyped-call]
+        self._pads_text = on_gpu or config.train.compile
+        self.looks_ahead = on_gpu
+        self._coming: _Coming | None = None
+        self._started: _Started | None = None
+
+    def ahead(self, batches: Iterable[Batch], step: int) -> Iterator[Batch]:
+        """Yield the batches, each once the next has been read; `step` is the first one's.
+
+        So the inputs of the next can be made while one is trained on (`micro_batches`), and what is
+        waited for here is the loader alone. Without `looks_ahead` nothing is read early.
+        """
+        if not self.looks_ahead:
+            yield from batches
+            return
+        source = iter(batches)
+        current = next(source, None)
+        while current is not None:
+            following, step = next(source, None), step + 1
+            self._coming = None if following is None else _Coming(current, following, step)
+            yield current
+            current = following
 
     def micro_batches(self, batch: Batch, step: int) -> Iterator[tuple[Inputs, float]]:
         """Yield (inputs, share of this rank's batch), in order of position.
@@ -38,23 +108,67 @@ class InputMaker:
         Masks belong to positions of the global batch: they depend neither on the number of ranks
         nor on the micro-batch. Raises `ConfigError` if the grid is too small for them.
         """
-        config, device = self._config, self._world.device
+        started = self._started
+        parts: Iterator[_Part] = self._make(batch, step)
+        if started is not None and started.batch is batch and started.step == step:
+            self._started = None
+            parts = itertools.chain([started.first], started.others)
+        for part in parts:
+            yield _handed_over(part), part.share
+        # The consumer comes back once it has launched its last backward pass.
+        self._start_after(batch)
+
+    def _start_after(self, batch: Batch) -> None:
+        coming = self._coming
+        if coming is None or coming.current is not batch:
+            return
+        self._coming = None
+        others = self._make(coming.following, coming.step)
+        self._started = _Started(coming.following, coming.step, next(others), others)
+
+    def _make(self, batch: Batch, step: int) -> Iterator[_Part]:
+        config = self._config
         local = len(batch.images)
         size = min(config.train.micro_batch or local, local)
         first = self._world.rank * local
-        masks = sample_masks(
-            config.masks,
-            self._grid,
-            config.train.batch,
-            seed=config.train.seed,
-            step=step,
-            rows=slice(first, first + local),
-        ).to(device)
+        with torch.cuda.stream(self._stream):
+            masks = sample_masks(
+                config.masks,
+                self._grid,
+                config.train.batch,
+                seed=config.train.seed,
+                step=step,
+                rows=slice(first, first + local),
+            )
+            masks = Masks(self._sent(masks.context), self._sent(masks.targets))
         for start in range(0, local, size):
             part = slice(start, min(start + size, local))
-            text = None
-            if self._text is not None:
-                text = self._text.encode(batch.captions[part], device)
-            images = normalise(batch.images[part].to(device, non_blocking=True))
-            inputs = Inputs(images, Masks(masks.context[part], masks.targets[part]), text)
-            yield inputs, len(images) / local
+            with torch.cuda.stream(self._stream):
+                images = normalise(self._sent(batch.images[part]))
+                text = self._encode(batch.captions[part])
+                inputs = Inputs(images, Masks(masks.context[part], masks.targets[part]), text)
+                made = None if self._stream is None else self._stream.record_event()
+            yield _Part(inputs, len(images) / local, made)
+
+    def _encode(self, captions: list[list[str]]) -> TextBatch | None:
+        if self._text is None:
+            return None
+        text = self._text.encode(captions, self._world.device)
+        return pad_shapes(text, self._config.data.captions_per_image) if self._pads_text else text
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """Return a tensor on the device; only from page-locked memory is nothing waited for."""
+        if self._stream is not None and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self._world.device, non_blocking=True)
+
+
+def _handed_over(part: _Part) -> Inputs:
+    """Return the inputs for use on the current stream, which first waits until they are made."""
+    if part.made is not None:
+        stream = torch.cuda.current_stream()
+        stream.wait_event(part.made)
+        for tensor in part.inputs.tensors():
+            # Their memory may be used again only when this stream is done with it too.
+            tensor.record_stream(stream)
+    return part.inputs
