@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import http.client
+import json
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.settings import ConfigError
 
-_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def hub_folder(name: str) -> Path:
     """Return the local folder of a Hugging Face repository `owner/name[@revision]`.
 
-    Downloads what the cache lacks. Raises `ConfigError` if the hub has no such repository or
-    cannot be reached.
+    Downloads what the cache lacks of its config and its safetensors. Raises `ConfigError` if the
+    hub has no such repository or cannot be reached.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
+
+    def fetch(file: str) -> Path:
+        get = partial(hf_hub_download, repository, file, revision=revision or None)
+        try:  # the cache first: its client would ask the hub, and retry for 20 s without one
+            return Path(get(local_files_only=True))
+        except LocalEntryNotFoundError:
+            return Path(get())
+
     try:
-        folder = snapshot_download(
-            repository, revision=revision or None, allow_patterns=_HUB_FILES, max_workers=1
-        )
+        config = fetch("config.json")
+        try:
+            fetch(_WEIGHTS)
+        except EntryNotFoundError:  # in several files, or, with no network, not in the cache
+            parts = json.loads(fetch(_INDEX).read_text())["weight_map"].values()
+            for part in sorted(set(parts)):
+                fetch(part)
     except Exception as error:  # its client raises OS, HTTP-library, value and own errors
         raise _unavailable(name, error, "HF_HOME") from error
-    return Path(folder)
+    return config.parent
 
 
 def timm_file(name: str) -> Path:

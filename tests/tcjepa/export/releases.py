@@ -1,0 +1,219 @@
+"""Tiny I-JEPA weights in every layout that they are published in, and a server to fetch them from.
+
+The original release's module is written out here as facebookresearch/ijepa has it
+(src/models/vision_transformer.py), not taken from timm or from our encoder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import IJepaConfig, IJepaForImageClassification, IJepaModel
+
+from tcjepa.model.encoder import sincos_positions
+
+WIDTH, DEPTH, HEADS, PATCH, GRID = 32, 2, 4, 8, 4
+SIDE = PATCH * GRID
+KWARGS = {
+    "img_size": SIDE,
+    "patch_size": PATCH,
+    "embed_dim": WIDTH,
+    "depth": DEPTH,
+    "num_heads": HEADS,
+}
+ENCODER = "vit_base_patch16_gap_224"
+_norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, P, D = x.shape
+        q, k, v = self.qkv(x).reshape(B, P, 3, HEADS, D // HEADS).permute(2, 0, 3, 1, 4)
+        weights = ((q @ k.transpose(-2, -1)) * (D // HEADS) ** -0.5).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(B, P, D))
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(WIDTH, 4 * WIDTH)
+        self.fc2 = nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.norm2, self.mlp = _norm(WIDTH), Attention(), _norm(WIDTH), Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, WIDTH, PATCH, PATCH)
+
+
+class OriginalEncoder(nn.Module):
+    """`VisionTransformer` of the original release."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.patch_embed = PatchEmbed()
+        self.pos_embed = nn.Parameter(
+            sincos_positions((GRID, GRID), WIDTH)[None], requires_grad=False
+        )
+        self.blocks = nn.ModuleList(Block() for _ in range(DEPTH))
+        self.norm = _norm(WIDTH)
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                nn.init.normal_(parameter, std=0.2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embed.proj(images).flatten(2).transpose(1, 2) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def write_original(path: Path, encoder: OriginalEncoder, target: OriginalEncoder) -> Path:
+    """Write a checkpoint as the original training code does, optimizer and all."""
+    optimizer = torch.optim.AdamW(encoder.parameters())
+    wrapped = [{f"module.{k}": v for k, v in e.state_dict().items()} for e in (encoder, target)]
+    torch.save(
+        {
+            "encoder": wrapped[0],
+            "predictor": {"module.mask_token": torch.zeros(1, 1, 16)},
+            "target_encoder": wrapped[1],
+            "opt": optimizer.state_dict(),
+            "scaler": None,
+            "epoch": 300,
+            "loss": 0.1,
+            "batch_size": 128,
+            "world_size": 16,
+            "lr": 0.001,
+        },
+        path,
+    )
+    return path
+
+
+def write_timm_file(path: Path, encoder: OriginalEncoder) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(encoder.state_dict(), path)
+    else:
+        torch.save({"state_dict": encoder.state_dict()}, path)
+    return path
+
+
+def write_timm_folder(folder: Path, encoder: OriginalEncoder, **changes: Any) -> Path:
+    folder.mkdir(parents=True)
+    write_timm_file(folder / "model.safetensors", encoder)
+    arguments = {**KWARGS, "fc_norm": False, **changes}
+    config = {"architecture": ENCODER, "num_classes": 0, "model_args": arguments}
+    (folder / "config.json").write_text(json.dumps({**config, "pretrained_cfg": {}}))
+    return folder
+
+
+def write_huggingface(
+    folder: Path, encoder: OriginalEncoder, *, shard: str = "5GB", classifier: bool = False,
+    **changes: Any,
+) -> Path:  # fmt: skip
+    """Write a folder with transformers' own `save_pretrained`."""
+    config = IJepaConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        intermediate_size=4 * WIDTH,
+        image_size=SIDE,
+        patch_size=PATCH,
+        layer_norm_eps=1e-6,
+        **changes,
+    )
+    whole = IJepaForImageClassification(config) if classifier else IJepaModel(config)
+    model = whole.ijepa if classifier else whole
+    with torch.no_grad():
+        model.embeddings.position_embeddings.copy_(encoder.pos_embed)
+        model.embeddings.patch_embeddings.projection.load_state_dict(
+            encoder.patch_embed.proj.state_dict()
+        )
+        model.layernorm.load_state_dict(encoder.norm.state_dict())
+        for ours, theirs in zip(encoder.blocks, model.layers, strict=True):
+            attention = theirs.attention
+            parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+            for part, weight, bias in zip(
+                parts, ours.attn.qkv.weight.chunk(3), ours.attn.qkv.bias.chunk(3), strict=True
+            ):
+                part.weight.copy_(weight)
+                part.bias.copy_(bias)
+            attention.o_proj.load_state_dict(ours.attn.proj.state_dict())
+            theirs.layernorm_before.load_state_dict(ours.norm1.state_dict())
+            theirs.layernorm_after.load_state_dict(ours.norm2.state_dict())
+            theirs.mlp.fc1.load_state_dict(ours.mlp.fc1.state_dict())
+            theirs.mlp.fc2.load_state_dict(ours.mlp.fc2.state_dict())
+    whole.save_pretrained(folder, max_shard_size=shard)
+    return folder
+
+
+class _Hub(SimpleHTTPRequestHandler):
+    """Answers as Hugging Face's hub does for files of `owner/name`, and serves plain files."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if len(parts) > 4 and parts[2] == "resolve":
+            parts = [*parts[:2], *parts[4:]]
+        path = Path(self.directory, *parts)
+        if path.is_file():
+            self._answer(200, path.read_bytes())
+        else:
+            self._answer(404, b"")
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        if status == 404:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{len(body)}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """Serve a folder on loopback as a hub of models; yields its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Hub, directory=str(folder)))
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
