@@ -37,6 +37,11 @@ FREE_KEYS = (
     "train.log_every",
     "train.monitor_every",
     "train.monitor_images",
+    "train.probe_every",
+    "train.probe_images",
+    "train.probe_tasks",
+    "train.attention_every",
+    "train.attention_images",
     "train.checkpoint_every_steps",
     "train.checkpoint_every_minutes",
     "train.keep_checkpoints",
@@ -125,6 +130,19 @@ class TrainConfig(Settings):
             raise ValueError(
                 "train.evaluate_after=true needs evaluate.labels=[…], the columns to classify, "
                 "evaluate.folder or evaluate.train_tars; or set train.evaluate_after=false"
+            )
+        if self.train.probe_every and not (self.evaluate.labels or self.evaluate.is_elsewhere):
+            raise ValueError(
+                f"train.probe_every={self.train.probe_every} needs evaluate.labels=[…], the "
+                "columns to probe, evaluate.folder or evaluate.train_tars; or set "
+                "train.probe_every=0"
+            )
+        text = self.model.text
+        if self.train.attention_every and (text is None or text.conditioning != "word_attention"):
+            raise ValueError(
+                f"train.attention_every={self.train.attention_every} needs a predictor that "
+                "attends to words: model.text.conditioning=word_attention; or set "
+                "train.attention_every=0"
             )
         if self.model.text is not None and self.data.captions_per_image < 1:
             raise ValueError(

@@ -27,7 +27,8 @@ class TrainSection(Settings):
         None,
         ge=1,
         description="largest batch of one forward pass on one rank; a smaller one than "
-        "batch / ranks accumulates gradients; null: no accumulation [images]",
+        "batch / ranks accumulates gradients, exactly even where it leaves a rest; null: no "
+        "accumulation [images]",
     )
     epochs: float | None = Field(
         None, gt=0, description="length of the run; give epochs or steps [epochs]"
@@ -74,6 +75,16 @@ class TrainSection(Settings):
         "auto", description="auto: bf16 autocast where the GPU or CPU computes in bf16, else fp32"
     )
     compile: bool = Field(False, description="torch.compile the model; pays off on GPUs")
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp",
+        description="several ranks each hold the whole model (ddp), or a slice of it (fsdp2: less "
+        "memory, more communication)",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute the blocks of encoder and predictor again in the backward pass "
+        "instead of keeping their insides: less memory, about a third more work",
+    )
     seed: int = Field(0, ge=0, description="seeds initial weights, masks and every random layer")
     log_every: int = Field(
         10,
@@ -87,6 +98,27 @@ class TrainSection(Settings):
     monitor_images: int = Field(
         256, ge=2, description="held images that they are measured on; bounds the rank [images]"
     )
+    probe_every: int = Field(
+        0,
+        ge=0,
+        description="how often the target encoder is probed on labelled images, as `evaluate` "
+        "names them; 0: never [steps]",
+    )
+    probe_images: int = Field(
+        2000, ge=2, description="first images of each side that the probe reads [images]"
+    )
+    probe_tasks: list[Literal["knn", "linear"]] = Field(
+        ["knn"], min_length=1, description="what is probed; `linear` is a short, coarse sweep"
+    )
+    attention_every: int = Field(
+        0,
+        ge=0,
+        description="how often pictures of patch-word similarity are drawn into attention/; "
+        "0: never [steps]",
+    )
+    attention_images: int = Field(
+        4, ge=1, description="images that they are drawn of, a second each [images]"
+    )
     checkpoint_every_steps: int | None = Field(
         None, ge=1, description="how often to save, in steps; null: only by minutes [steps]"
     )
@@ -95,6 +127,22 @@ class TrainSection(Settings):
     )
     keep_checkpoints: int = Field(
         2, ge=1, description="newest checkpoints kept; two survive one torn by a crash"
+    )
+    keep_every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="checkpoints of these multiples are kept for good besides the newest; null: "
+        "none [steps]",
+    )
+    async_save: bool = Field(
+        False,
+        description="copy the state to CPU memory and write it while training goes on; needs "
+        "memory for one more copy",
+    )
+    trace: bool = Field(
+        False,
+        description="write trace.jsonl: uids and exact losses of every step and rank, to compare "
+        "runs with",
     )
     max_minutes: float | None = Field(
         None, gt=0, description="save and stop after this long; rerun to continue [minutes]"
@@ -122,17 +170,11 @@ class TrainSection(Settings):
             _below("train.warmup_steps", self.warmup_steps, "train.steps", self.steps)
         if self.epochs is not None and self.warmup_epochs is not None:
             _below("train.warmup_epochs", self.warmup_epochs, "train.epochs", self.epochs)
-        if self.micro_batch is not None:
-            if self.micro_batch > self.batch:
-                raise ValueError(
-                    f"train.micro_batch={self.micro_batch} is larger than "
-                    f"train.batch={self.batch}; lower it or set it to null"
-                )
-            if self.batch % self.micro_batch:
-                raise ValueError(
-                    f"train.batch={self.batch} is no multiple of "
-                    f"train.micro_batch={self.micro_batch}"
-                )
+        if self.micro_batch is not None and self.micro_batch > self.batch:
+            raise ValueError(
+                f"train.micro_batch={self.micro_batch} is larger than "
+                f"train.batch={self.batch}; lower it or set it to null"
+            )
         return self
 
 

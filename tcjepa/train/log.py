@@ -2,7 +2,8 @@
 
 `log.jsonl` holds one line per optimizer step, in order, each step once: on resume the lines past
 the checkpoint are cut off before anything is appended. Monitor readings are part of the line of the
-step they were taken at.
+step they were taken at. `status.json` says how long the run is to be and how it ended; without an
+ending it still runs, or was killed.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ import json
 import math
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from pipeline.settings import ConfigError
 from pipeline.storage import Directory
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 LOG_FILE = "log.jsonl"
+STATUS_FILE = "status.json"
 TENSORBOARD_FOLDER = "tensorboard"
 
 Record = dict[str, float | int | str | None]
@@ -25,11 +31,15 @@ Record = dict[str, float | int | str | None]
 
 class _Writer(Protocol):
     def scalars(self, step: int, values: dict[str, float]) -> None: ...
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None: ...
     def close(self) -> None: ...
 
 
 class RunLog:
-    """Writes the records of one run; on ranks other than 0 it writes nothing."""
+    """Writes the records of one run; on ranks other than 0 it writes nothing.
+
+    `steps` is the run's whole length in optimizer steps.
+    """
 
     def __init__(
         self,
@@ -38,13 +48,17 @@ class RunLog:
         enabled: bool = True,
         wandb_project: str | None = None,
         config: dict[str, Any] | None = None,
+        *,
+        steps: int | None = None,
     ) -> None:
+        self._run, self._steps = Directory(run), steps
         self._file: IO[str] | None = None
         self._writers: list[_Writer] = []
         if not enabled:
             return
         run.mkdir(parents=True, exist_ok=True)
         truncate(run, start_step)
+        self._run.write_json(STATUS_FILE, {"steps": steps, "ended": None, "error": None})
         self._file = (run / LOG_FILE).open("a", encoding="utf-8")
         self._writers.append(_TensorBoard(run / TENSORBOARD_FOLDER, start_step))
         if wandb_project:
@@ -59,7 +73,7 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(error)
 
     def write(self, records: list[Record]) -> None:
         """Append records, which carry their "step", and flush them to the disk."""
@@ -74,11 +88,20 @@ class RunLog:
             for writer in self._writers:
                 writer.scalars(step, values)
 
-    def close(self) -> None:
-        """Close the files; further writes do nothing."""
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Show an image (H, W, 3) uint8 where scalars are shown; it is no part of `log.jsonl`."""
+        for writer in self._writers:
+            writer.image(step, name, pixels)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the files and say how the run ended; further writes do nothing."""
         if self._file is not None:
             self._file.close()
             self._file = None
+            said = None if error is None else f"{type(error).__name__}: {error}"
+            ending = "stopped" if error is None else "failed"
+            status = {"steps": self._steps, "ended": ending, "error": said}
+            self._run.write_json(STATUS_FILE, status)
         for writer in self._writers:
             writer.close()
         self._writers = []
@@ -126,6 +149,9 @@ class _TensorBoard:
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
     def close(self) -> None:
         self._writer.close()
 
@@ -147,6 +173,11 @@ class _WeightsAndBiases:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
+
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Image(pixels)}, step=step)
 
     def close(self) -> None:
         self._run.finish()
