@@ -1,25 +1,19 @@
-"""Ranks under `torchrun`; a world of one without it.
-
-Gradients are averaged by plain all-reduces after the last micro-batch rather than by wrapping the
-model in `DistributedDataParallel`: a parameter that only some steps use (the null caption's token)
-needs no special case, gradient accumulation communicates once, and checkpoints carry no wrapper's
-names. The price is that communication does not overlap with the backward pass.
-"""
+"""Ranks under `torchrun`, a world of one without it, and what they tell each other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.settings import ConfigError
 
-#: Gradients are reduced in flat buffers of about this size [elements]; few large messages.
-BUCKET = 32 * 1024 * 1024
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,8 @@ def start(device: str) -> World:
     if where.type == "cuda":
         torch.cuda.set_device(where)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        # Checkpoints are written from CPU memory, so GPU ranks need a CPU backend too.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
     return World(rank, size, local_rank, local_size, where)
 
 
@@ -75,31 +70,6 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
-    """Replace each gradient by its mean over the ranks; an absent one counts as zero."""
-    if world.size == 1:
-        return
-    bucket: list[Tensor] = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        if sum(gradient.numel() for gradient in bucket) >= BUCKET:
-            _average_bucket(bucket, world)
-            bucket = []
-    _average_bucket(bucket, world)
-
-
-def _average_bucket(bucket: Sequence[Tensor], world: World) -> None:
-    if not bucket:
-        return
-    flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-    dist.all_reduce(flat)
-    flat /= world.size
-    for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def mean(values: Tensor, world: World) -> Tensor:
     """Return the mean of a tensor over the ranks; every rank must call it."""
     if world.size > 1:
@@ -107,6 +77,31 @@ def mean(values: Tensor, world: World) -> Tensor:
         dist.all_reduce(values)
         values /= world.size
     return values
+
+
+def total(value: float, world: World) -> Tensor:
+    """Return the sum of a number over the ranks as a float64 scalar on the device; no sync."""
+    summed = torch.full((), value, dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        dist.all_reduce(summed)
+    return summed
+
+
+def gather(value: T, world: World) -> list[T]:
+    """Return every rank's value on rank 0, in order of rank, and an empty list elsewhere."""
+    if world.size == 1:
+        return [value]
+    everything: list[T | None] | None = [None] * world.size if world.is_main else None
+    dist.gather_object(value, everything)
+    return [item for item in everything or [] if item is not None]
+
+
+def from_main(value: T, world: World) -> T:
+    """Return rank 0's value on every rank; the others' is ignored."""
+    shared = [value]
+    if world.size > 1:
+        dist.broadcast_object_list(shared)
+    return shared[0]
 
 
 def any_rank(flags: Sequence[bool], world: World) -> list[bool]:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from pipeline.progress import Progress
 from tcjepa import keyed
 from tcjepa.data.loader import Batch
 from tcjepa.train import distributed, monitors, optim
+from tcjepa.train.accumulation import accumulate
 from tcjepa.train.log import Record
 from tcjepa.train.run import Run
 from tcjepa.train.signals import Interrupts
+from tcjepa.train.trace import Traced
 
 
 class Ending(Enum):
@@ -53,12 +54,13 @@ def train(run: Run) -> Ending:
             run.step += 1
             progress.advance()
             last = run.step == steps
-            monitored = config.monitor_every > 0 and run.step % config.monitor_every == 0
+            due = monitors.due(config, run.step, last)
             by_steps = run.step % (config.checkpoint_every_steps or steps) == 0
             stop_now = signals.requested and run.world.size == 1
-            if not (last or monitored or by_steps or stop_now or run.step % config.log_every == 0):
+            if not (last or due or by_steps or stop_now or run.step % config.log_every == 0):
                 continue
-            loss = window.flush(run, monitored or last)
+            loss = window.flush(run, due)
+            run.check_saves()
             progress.advance(0, note=f"loss {loss:.4g}")
             minutes = (time.monotonic() - saved) / 60
             stopping, late, save = distributed.any_rank(
@@ -80,30 +82,16 @@ def train(run: Run) -> Ending:
 
 
 def optimizer_step(run: Run, batch: Batch) -> dict[str, Tensor]:
-    """Do one optimizer step and return its loss, terms and readings as scalars on the device.
-
-    With micro-batches of sizes m_i, the gradient is Σ m_i/m · ∇loss_i: that of the whole batch
-    where the loss is a mean over images.
-    """
+    """Do one optimizer step and return its loss, terms and readings as scalars on the device."""
     values = run.schedule.at(run.step)
     torch.manual_seed(keyed.key("step", run.config.train.seed, run.step, run.world.rank) >> 65)
     optim.apply(run.optimizer, values)
     run.optimizer.zero_grad(set_to_none=True)
-    scale = run.regularizer_scale(run.step)
-    total: dict[str, Tensor] = {}
-    for inputs, share in run.inputs.micro_batches(batch, run.step):
-        with run.autocast():
-            output = run.model(inputs.images, inputs.masks, inputs.text, scale)
-        (share * output.loss).backward()
-        for key, value in {"loss": output.loss, **output.terms, **output.monitors}.items():
-            total[key] = total.get(key, 0.0) + share * value.detach().float()
-    distributed.average_gradients(run.parameters, run.world)
-    norm = get_total_norm([p.grad for p in run.parameters if p.grad is not None])
-    if run.config.train.clip_grad is not None:
-        clip_grads_with_norm_(run.parameters, run.config.train.clip_grad, norm)
+    readings = accumulate(run, batch)
+    norm = run.parallel.clip(run.parameters, run.config.train.clip_grad)
     run.optimizer.step()
     run.model.update_target(values.ema)
-    return {**total, "grad_norm": norm}
+    return {**readings, "grad_norm": norm}
 
 
 @dataclass
@@ -139,8 +127,8 @@ class Window:
         self.rows.append(batch.rows.tolist())
         self.images += run.config.train.batch
 
-    def flush(self, run: Run, monitored: bool) -> float:
-        """Fetch, check and log the steps of the window, and measure the monitors if asked.
+    def flush(self, run: Run, due: Collection[str]) -> float:
+        """Fetch, check and log the steps of the window, and measure what is due (`monitors.due`).
 
         Returns the last step's loss. Raises `DivergedError` if a value is not finite.
         """
@@ -149,6 +137,8 @@ class Window:
         means = distributed.mean(local, run.world).tolist()
         if distributed.any_rank([not all(finite)], run.world)[0]:
             self._diverged(run, finite, local.tolist())
+        if run.config.train.trace:
+            self._trace(run, local.tolist(), means)
         seconds = time.monotonic() - self.started
         records: list[Record] = []
         for (step, _), row in zip(self.steps, means, strict=True):
@@ -167,11 +157,21 @@ class Window:
             "data_wait": self.waited / seconds,
             **monitors.memory(run.world.device),
         }
-        if monitored and run.config.train.monitor_every:
-            records[-1] |= run.measure()
+        records[-1] |= run.measure(due)
         run.record(records)
         self.reset()
         return float(means[-1][self.keys.index("loss")])
+
+    def _trace(self, run: Run, local: list[list[float]], means: list[list[float]]) -> None:
+        loss = self.keys.index("loss")
+        run.trace(
+            [
+                Traced(step, run.world.rank, run.uids(rows), own[loss], mean[loss])
+                for (step, _), rows, own, mean in zip(
+                    self.steps, self.rows, local, means, strict=True
+                )
+            ]
+        )
 
     def _diverged(self, run: Run, finite: list[bool], local: list[list[float]]) -> None:
         bad = finite.index(False) if False in finite else 0

@@ -135,7 +135,8 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return AdamW over the trained parameters; no decay on biases and norms, as in I-JEPA.
 
-    Frozen parameters (the target encoder) are left out. Fused on CUDA: one kernel per step.
+    Frozen parameters (the target encoder) are left out. Fused: one pass over each parameter, no
+    device sync.
     """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.settings import ConfigError, to_yaml
 from pipeline.storage import Directory
@@ -24,12 +22,18 @@ from tcjepa.data.loader import Batch, Loader, make_loader
 from tcjepa.data.plan import LoaderState
 from tcjepa.model.jepa import TCJEPA
 from tcjepa.model.pretrained import initialise_encoders
-from tcjepa.text import open_text_encoder
-from tcjepa.train import checkpoint, monitors, optim
+from tcjepa.text import open_text_encoder, split_words
+from tcjepa.train import checkpoint, distributed, hardware, monitors, optim, sharded
 from tcjepa.train.checkpoint import Checkpoint
 from tcjepa.train.distributed import World
 from tcjepa.train.inputs import InputMaker, Inputs
-from tcjepa.train.log import LOG_FILE, TENSORBOARD_FOLDER, Record, RunLog, read
+from tcjepa.train.log import LOG_FILE, STATUS_FILE, TENSORBOARD_FOLDER, Record, RunLog, read
+from tcjepa.train.parallel import Parallel, is_sharded
+from tcjepa.train.saver import Saver
+from tcjepa.train.trace import TRACE_FILE, Trace, Traced
+from tcjepa.watch.alarms import Watch
+from tcjepa.watch.periodic import Periodic
+from tcjepa.watch.snapshots import FOLDER as PICTURES_FOLDER
 
 CONFIG_FILE = "config.yaml"
 LEDGER_FILE = "unreadable.jsonl"
@@ -39,7 +43,10 @@ WRITTEN = (
     CONFIG_FILE,
     checkpoint.FOLDER,
     LOG_FILE,
+    STATUS_FILE,
     TENSORBOARD_FOLDER,
+    PICTURES_FOLDER,
+    TRACE_FILE,
     LEDGER_FILE,
     EVALUATION_FILE,
     "wandb",
@@ -58,36 +65,47 @@ class Run:
     def __init__(self, config: TrainConfig, world: World, say: Say) -> None:
         self.config, self.world, self._say = config, world, say
         self.directory = Directory(config.run)
-        _set_threads(config, world)
-        found = checkpoint.latest(self.directory, say)
+        hardware.set_threads(config.train, world)
+        found = _newest(self.directory, world, say, is_sharded(config.train, world))
         if found is not None:
             _refuse_other_config(found, config)
         self.index = ShardIndex.open(config.data)
         self.schedule = optim.make_schedule(config.train, len(self.index))
-        self.is_bf16 = uses_bf16(config, world.device)
+        self.is_bf16 = hardware.uses_bf16(config.train, world.device)
 
         torch.manual_seed(config.train.seed)
+        self._is_hashed = config.text.encoder == "hashed"
         text = open_text_encoder(config.text) if config.model.text else None
         self.model = TCJEPA(config.model, text.width if text else None).to(world.device)
         if found is None and config.model.init is not None:
             initialise_encoders(self.model, config.model.init, say, self._open_weights)
+        self.parallel = Parallel(self.model, config.train, world, self.is_bf16)
         self.optimizer = optim.make_optimizer(self.model, config.train, world.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.inputs = InputMaker(config, self.model.encoder.shape.grid, world, text)
+        self._saver = Saver(self.directory, config.train, world, self.parallel.is_sharded)
         self.step = self.saved_step = 0
-        self._loader_state: LoaderState | None = None
         self._minutes_before = 0.0
-        if found is not None:
-            self._restore(found)
+        state = None if found is None else self._restore(found)
         self._started = time.monotonic()
         ledger = SubstitutionLedger(Path(config.run) / LEDGER_FILE, config.data.max_bad_share)
         left = self.schedule.steps - self.step
-        self._loader = self._make_loader(self._loader_state, left, ledger)
+        self._loader = self._make_loader(state, left, ledger)
         self._held: list[Batch] | None = None
-        if config.train.compile:
-            self.model.compile()
         self._watch = self._new_watch([])
+        self._periodic = Periodic(config, world, self.index, text)
         self._log: RunLog | None = None
+        self._trace: Trace | None = None
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a step's gradient is added up from several forward passes."""
+        train = self.config.train
+        return self.world.size > 1 or (train.micro_batch or train.batch) < train.batch
+
+    def has_words(self, caption: str) -> bool:
+        """Return whether the text encoder finds any word in a caption."""
+        return bool(split_words(caption) if self._is_hashed else caption)
 
     @property
     def is_done(self) -> bool:
@@ -107,7 +125,10 @@ class Run:
             enabled=self.world.is_main,
             wandb_project=self.config.train.wandb_project,
             config=self.config.model_dump(mode="json"),
+            steps=self.schedule.steps,
         )
+        if self.config.train.trace and self.world.is_main:
+            self._trace = Trace(root, self.step)
         self.model.train()
         return self
 
@@ -117,33 +138,32 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._log is not None:
-            self._log.close()
+        try:
+            self._saver.close()
+        finally:
+            if self._log is not None:
+                self._log.close(error)
+            if self._trace is not None:
+                self._trace.close()
 
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's batches from the current step to the last."""
-        for batch in self._loader:
+        for batch in self.inputs.ahead(self._loader, self.step):
             yield batch
             # Only now has the batch entered an optimizer step.
             self._loader_state = self._loader.state_after(batch)
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Enter the context of a forward pass: bf16 where the config and the hardware say so."""
-        device = self.world.device.type
-        with ExitStack() as stack:
-            stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=self.is_bf16))
-            if device == "cpu" and self.is_bf16:
-                # The fused CPU attention's bf16 backward took 34% of a step, plain matmuls 9%.
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            yield
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context of a forward pass: bf16 where the config and the hardware say so."""
+        return hardware.autocast(self.world.device, self.is_bf16)
 
     def regularizer_scale(self, step: int) -> Tensor | float:
         """Return the text regularizers' warm-up factor; a tensor, lest compile specialises."""
         text = self.config.model.text
         if text is None:
             return 1.0
-        return torch.tensor(text.regularizer_scale(step), device=self.world.device)
+        # Filled on the device: copying a number there would wait for all that it has to do.
+        return torch.full((), text.regularizer_scale(step), device=self.world.device)
 
     def is_out_of_time(self) -> bool:
         """Whether this process has used up `train.max_minutes`."""
@@ -151,46 +171,68 @@ class Run:
         return limit is not None and time.monotonic() - self._started > 60 * limit
 
     def save(self) -> None:
-        """Write a checkpoint of the current step; every rank must have come this far."""
-        minutes = self._minutes_before + (time.monotonic() - self._started) / 60
-        state = self._loader.plan.state(self.step * self.config.train.batch)
-        if self.world.is_main:
-            Checkpoint(
-                step=self.step,
-                model=self.model.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                loader=dict(state.to_dict()),
-                config=self.config.model_dump(mode="json"),
-                minutes=minutes,
-                images=len(self.index),
-            ).save(self.directory, self.config.train.keep_checkpoints)
+        """Save the current step; every rank must have come this far, and calls it."""
+        described = Checkpoint(
+            step=self.step,
+            model={},
+            optimizer={},
+            loader=dict(self._loader.plan.state(self.step * self.config.train.batch).to_dict()),
+            config=self.config.model_dump(mode="json"),
+            minutes=self._minutes_before + (time.monotonic() - self._started) / 60,
+            images=len(self.index),
+        )
+        self._saver.save(described, self.model, self.optimizer)
         self.saved_step = self.step
+
+    def check_saves(self) -> None:
+        """Raise `SaveError` if a checkpoint could not be written in the background."""
+        self._saver.check()
+
+    def trace(self, steps: Sequence[Traced]) -> None:
+        """Write what the ranks saw into the trace; call it on every rank, if `train.trace`."""
+        everyone = distributed.gather(list(steps), self.world)
+        if self._trace is not None:
+            self._trace.write([one for own in everyone for one in own])
 
     def record(self, records: list[Record]) -> None:
         """Log the records and say what the monitors raise."""
         assert self._log is not None
         self._log.write(records)
         for record in records:
-            for line in self._watch.check(record):
-                self._say(f"warning: {line}")
+            for finding in self._watch.check(record):
+                self._say(f"{finding.severity}: {finding}")
 
-    def measure(self) -> dict[str, float]:
-        """Return the monitor readings on this rank's part of the held images."""
-        if self._held is None:
-            self._held = self._hold(self.config.train.monitor_images)
+    def measure(self, due: Collection[str]) -> dict[str, float]:
+        """Return the readings that are due, of "monitor", "probe", and draw "attention" images.
+
+        Monitors are measured on this rank's part of the held images.
+        """
+        readings: dict[str, float] = {}
+        if "monitor" in due:
+            if self._held is None:
+                self._held = self._hold(self.config.train.monitor_images)
+            with self.autocast():
+                readings |= monitors.measure(self.model, self._held_inputs())
+        if self._log is None:
+            return readings
         with self.autocast():
-            return monitors.measure(self.model, self._held_inputs())
+            return readings | self._periodic.measure(due, self.model, self.step, self._log)
+
+    def uids(self, rows: Sequence[int]) -> tuple[str, ...]:
+        """Return the uids of some rows of the index."""
+        return tuple(self.index.entry(row).uid for row in rows)
 
     def describe_rows(self, rows: Sequence[int], most: int = 8) -> str:
         """Return the uids and numbers of some index rows, for an error message."""
         named = [f"{self.index.entry(row).uid} (row {row})" for row in rows[:most]]
         return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")
 
-    def _new_watch(self, history: list[Record]) -> monitors.Watch:
+    def _new_watch(self, history: list[Record]) -> Watch:
         text = self.config.model.text
         rectified = text is not None and text.sparsity == "rectified"
         ignored = () if rectified else ("positive_share",)
-        return monitors.Watch(self.schedule.warmup_steps, history, ignored)
+        schedule = self.schedule
+        return Watch(schedule.warmup_steps, history, ignored, steps=schedule.steps)
 
     def _hold(self, count: int) -> list[Batch]:
         """Return the first `count` images that this rank's share of the plan begins with."""
@@ -228,28 +270,24 @@ class Run:
         found = checkpoint.resolve(path, self._say)
         return found.config, found.model
 
-    def _restore(self, found: Checkpoint) -> None:
-        self.model.load_state_dict(found.model)
-        self.optimizer.load_state_dict(found.optimizer)
+    def _restore(self, found: Checkpoint) -> LoaderState:
+        if found.folder is not None:
+            sharded.read_slices(found.folder, self.model, self.optimizer)
+        else:
+            sharded.load_whole(found, self.model, self.optimizer)
         self.step = self.saved_step = found.step
-        self._loader_state = LoaderState.from_dict(found.loader)
         self._minutes_before = found.minutes
+        return LoaderState.from_dict(found.loader)
 
 
-def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Return whether forward passes run under bf16 autocast; `auto` asks the hardware."""
-    if config.train.precision != "auto":
-        return config.train.precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public question for it; without an answer, fp32 is always right.
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
-
-
-def _set_threads(config: TrainConfig, world: World) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(config.train.threads or max(1, (cores or 1) // world.local_size))
+def _newest(run: Directory, world: World, say: Say, in_slices: bool) -> Checkpoint | None:
+    """Return the newest sound checkpoint; rank 0 chooses, so that all resume from the same."""
+    found = checkpoint.latest(run, say, whole=not in_slices) if world.is_main else None
+    step = distributed.from_main(None if found is None else found.step, world)
+    if step is None or found is not None:
+        return found
+    path = checkpoint.path_of(run, checkpoint.name_of(step))
+    return checkpoint.load(path, whole=not in_slices, verify=False)
 
 
 def _refuse_other_config(found: Checkpoint, config: TrainConfig) -> None:

@@ -17,7 +17,6 @@ from tcjepa.train import checkpoint
 from tcjepa.train.distributed import World
 from tcjepa.train.log import read
 from tcjepa.train.loop import DivergedError, Ending, optimizer_step, train
-from tcjepa.train.monitors import Watch
 from tcjepa.train.run import Run
 from tests.tcjepa.train.runs import ROOT, tiny_config
 
@@ -134,23 +133,3 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(index).slice(0, 30), index)
     with pytest.raises(ConfigError, match="trained on data"):
         make_run(tmp_path)
-
-
-def test_a_dead_text_path_is_announced_once_and_again_after_recovery() -> None:
-    watch = Watch(warmup_steps=10)
-    said = []
-    shares = [0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.0005, 0.0, 0.2, 0.0, 0.0, 0.0]
-    for number, share in enumerate(shares):
-        record = {"step": 10 + number, "monitor/encoder_rank": 9.0, "positive_share": share}
-        said.append(len(watch.check(record)))
-    assert said == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
-
-
-def test_collapse_is_measured_against_the_start_and_survives_a_restart() -> None:
-    history = [{"step": s, "monitor/encoder_rank": r} for s, r in enumerate([40.0, 30.0, 9.0])]
-    lines = Watch(0, history).check({"step": 3, "monitor/encoder_rank": 8.0})
-    assert len(lines) == 1
-    assert "collapsing" in lines[0]
-    assert "train.lr" in lines[0]
-    again = Watch(0, [*history, {"step": 3, "monitor/encoder_rank": 8.0}])
-    assert again.check({"step": 4, "monitor/encoder_rank": 7.0}) == []
