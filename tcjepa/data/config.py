@@ -52,6 +52,11 @@ class DataConfig(Settings):
     window: Positive = Field(
         16, description="samples are shuffled within this many shards at a time [shards]"
     )
+    tail: Literal["carry", "drop"] = Field(
+        "carry",
+        description="samples after an epoch's last whole global batch: carry goes on through a "
+        "batch of both epochs, drop leaves them out, other ones in each epoch",
+    )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="loader processes per rank; 0 loads inline [processes]"
     )
@@ -64,8 +69,26 @@ class DataConfig(Settings):
     cache_bytes: Positive = Field(
         64 * 2**30, description="remote shards kept on disk, least recently used go first [bytes]"
     )
+    fetch_ranges: Positive = Field(
+        4,
+        description="pieces of a remote shard that are fetched at a time, where the store serves "
+        "ranges [connections]",
+    )
+    timeout_s: Annotated[float, Field(gt=0)] = Field(
+        60.0,
+        description="a remote read that takes longer for a piece of up to 8 MiB is broken off and "
+        "tried again, 4 times in all; 60 as in botocore [s]",
+    )
+    verify: Literal["none", "size", "sha256"] = Field(
+        "size",
+        description="shards against manifest.json: size compares local files before the first "
+        "step and checksums of remote ones when fetched; sha256 also reads every local shard "
+        "once; none trusts them",
+    )
     max_bad_share: Share = Field(
-        0.01, description="stop when more samples than this had to be replaced [share]"
+        0.01,
+        description="stop when more samples than this had to be replaced, on all ranks and since "
+        "the run began; fewer than 100 samples count as 100 [share]",
     )
 
     @model_validator(mode="after")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +21,25 @@ from numpy.typing import NDArray
 
 from pipeline.schema import INDEX_FILE, UID_LENGTH, SchemaError, check_index
 from pipeline.settings import ConfigError
-from pipeline.storage import TEMPORARY_PREFIX, Directory
+from pipeline.storage import Directory
 from tcjepa.data.config import DataConfig, cache_folder
 from tcjepa.data.filter import Clause, conjunction, parse
+from tcjepa.data.remote import Access, Remote
+from tcjepa.data.staging import room_for, staged, sweep, temporary
+from tcjepa.data.verify import (
+    Expected,
+    Verify,
+    check_hashes,
+    check_listed,
+    check_local,
+    keep_expected,
+    load_expected,
+    read_expected,
+)
 from tcjepa.keyed import Bits
 
 _CHUNK = 65_536
-_LAYOUT = 1  # of the mapped file; part of the fingerprint
+_LAYOUT = 2  # of the mapped files; part of their names
 
 
 class Entry(NamedTuple):
@@ -43,42 +54,58 @@ class Entry(NamedTuple):
     json_size: int
 
 
+class Opened(NamedTuple):
+    """What a `ShardIndex` needs besides its directory; paths are of files in the cache folder."""
+
+    mapped: Path
+    spans: Path
+    expected: Path
+    fingerprint: str
+    digest: str
+    cache_dir: Path
+    access: Access
+
+
 class ShardIndex:
     """The selected rows of a shard directory, in shard and offset order.
 
     `fingerprint` (16 hex digits) names the selection: it changes with the index file's content, the
-    split and the filter, and with nothing else. `digest` is the SHA-256 of the index file.
-    Pickles as a path.
+    split and the filter, and with nothing else. `digest` is the SHA-256 of the index file. `shards`
+    are the files in order, `shard_sizes` (shards,) the rows of each and `shard_ends` (shards,) the
+    byte after its last sample. Pickles as paths.
     """
 
-    def __init__(
-        self, directory: Directory, mapped: Path, fingerprint: str, digest: str, cache_dir: Path
-    ) -> None:
-        self.directory, self.fingerprint, self.digest = directory, fingerprint, digest
-        self.cache_dir = cache_dir
-        self._mapped = mapped
-        self.table: pa.Table = pa.ipc.open_file(pa.memory_map(str(mapped))).read_all()
+    def __init__(self, directory: Directory, opened: Opened) -> None:
+        self.directory, self._opened = directory, opened
+        self.fingerprint, self.digest = opened.fingerprint, opened.digest
+        self.cache_dir, self.access = opened.cache_dir, opened.access
+        self.table: pa.Table = _map(opened.mapped)
         columns = self.table.select(list(Entry._fields))
         self._batches = columns.to_batches()
         lengths = [batch.num_rows for batch in self._batches]
         self._ends = np.cumsum(np.array(lengths, dtype=np.int64))
-        self.shards, self.shard_sizes = _runs(self._batches)
+        spans = _map(opened.spans)
+        self.shards: list[str] = spans.column("shard").to_pylist()
+        self.shard_sizes: NDArray[np.int64] = spans.column("rows").to_numpy()
+        self.shard_ends: NDArray[np.int64] = spans.column("end").to_numpy()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardIndex, (
-            self.directory, self._mapped, self.fingerprint, self.digest, self.cache_dir
-        )  # fmt: skip
+        return ShardIndex, (self.directory, self._opened)
 
     @classmethod
     def open(cls, config: DataConfig) -> ShardIndex:
         """Read the index that `config.shards` names and apply its split and filter.
 
         Raises `ConfigError` if there is no index, the filter is wrong or no row is left (saying how
-        many each clause leaves), and `SchemaError` if the index breaks the contract.
+        many each clause leaves), `SchemaError` if the index breaks the contract, and, as
+        `config.verify` asks, `DamagedShardError` for shards that are not those of the index.
         """
         directory = Directory(config.shards)
         cache_dir = cache_folder(config)
-        with _local_index(directory, cache_dir) as path:
+        sweep(cache_dir)
+        access = Access(config.fetch_ranges, config.timeout_s)
+        remote = None if directory.is_local else Remote(directory, access)
+        with _local_index(directory, remote, cache_dir) as path:
             digest = _sha256(path)
             schema = pq.read_schema(path)
             check_index(schema)
@@ -86,15 +113,34 @@ class ShardIndex:
                 Clause(f"split == {config.split!r}", pc.field("split") == config.split),
                 *(parse(config.filter, schema) if config.filter else []),
             ]
-            names = [_LAYOUT, digest, *(clause.text for clause in clauses)]
+            names = [digest, *(clause.text for clause in clauses)]
             fingerprint = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
-            mapped = cache_dir / f"index-{fingerprint}.arrow"
+            mapped = cache_dir / f"index-{_LAYOUT}-{fingerprint}.arrow"
+            spans = mapped.with_suffix(".spans")
             if not mapped.exists():
-                _write_selection(path, clauses, mapped, config)
-        return cls(directory, mapped, fingerprint, digest, cache_dir)
+                _write_selection(path, clauses, mapped, spans, config)
+        expected = read_expected(directory, remote) if config.verify != "none" else {}
+        kept = keep_expected(expected, cache_dir)
+        index = cls(directory, Opened(mapped, spans, kept, fingerprint, digest, cache_dir, access))
+        index._verify(config.verify, expected)
+        return index
+
+    def _verify(self, how: Verify, expected: dict[str, Expected]) -> None:
+        if how == "none":
+            return
+        check_listed(self.directory, self.shards, expected)
+        if self.directory.is_local:
+            needed = dict(zip(self.shards, self.shard_ends.tolist(), strict=True))
+            check_local(self.directory, needed, expected)
+            if how == "sha256":
+                check_hashes(self.directory, self.shards, expected, self.cache_dir)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def expected(self) -> dict[str, Expected]:
+        """Return what the manifest said of each shard when the index was opened; maybe nothing."""
+        return load_expected(self._opened.expected)
 
     def entry(self, row: int) -> Entry:
         """Return where the sample of a row is; raises `IndexError`."""
@@ -116,26 +162,36 @@ class ShardIndex:
 
 
 @contextmanager
-def _local_index(directory: Directory, cache_dir: Path) -> Iterator[Path]:
+def _local_index(directory: Directory, remote: Remote | None, cache_dir: Path) -> Iterator[Path]:
     """Yield a local copy of the index file, or the file itself where it is local."""
-    try:
-        if directory.is_local:
-            path = Path(directory.path(INDEX_FILE))
-            if not path.is_file():
-                raise FileNotFoundError(path)
-            yield path
-            return
-        path = cache_dir / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    if remote is None:
+        path = Path(directory.path(INDEX_FILE))
+        if not path.is_file():
+            raise _no_index(directory)
+        yield path
+        return
+    with temporary(cache_dir) as sink:
         try:
-            directory.fs.get_file(directory.path(INDEX_FILE), str(path))
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"data.shards: no {INDEX_FILE} in {directory.url}; build shards with "
-            "`python -m pipeline shards`, or name their directory"
-        ) from error
+            remote.retried(INDEX_FILE, lambda: _copy_index(remote, sink, cache_dir))
+        except FileNotFoundError as error:
+            raise _no_index(directory) from error
+        yield Path(sink.name)
+
+
+def _no_index(directory: Directory) -> ConfigError:
+    return ConfigError(
+        f"data.shards: no {INDEX_FILE} in {directory.url}; build shards with "
+        "`python -m pipeline shards`, or name their directory"
+    )
+
+
+def _copy_index(remote: Remote, sink: IO[bytes], cache_dir: Path) -> None:
+    sink.seek(0)
+    sink.truncate()
+    with room_for(cache_dir / INDEX_FILE):
+        for block in remote.blocks(INDEX_FILE, remote.size(INDEX_FILE)):
+            sink.write(block)
+        sink.flush()
 
 
 def _sha256(path: Path) -> str:
@@ -149,30 +205,54 @@ def _chunks(path: Path) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
-def _write_selection(path: Path, clauses: list[Clause], mapped: Path, config: DataConfig) -> None:
-    """Write the rows that meet every clause as an Arrow file, one chunk in memory at a time."""
-    keep = conjunction(clauses)
-    temporary = mapped.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    rows = 0
-    try:
-        with temporary.open("wb") as sink:
-            rows = _copy(path, keep, sink)
-        if rows == 0:
+def _write_selection(
+    path: Path, clauses: list[Clause], mapped: Path, spans: Path, config: DataConfig
+) -> None:
+    """Write the rows that meet every clause as an Arrow file, one chunk in memory at a time.
+
+    Their spans come first, so whoever finds the rows finds the spans as well.
+    """
+    with staged(mapped) as sink, room_for(mapped):
+        found = _copy(path, conjunction(clauses), sink)
+        if found.num_rows == 0:
             raise ConfigError(_explain_empty(path, clauses, config))
-        temporary.replace(mapped)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with staged(spans) as beside, pa.ipc.new_file(beside, found.schema) as writer:
+            writer.write_table(found)
 
 
-def _copy(path: Path, keep: pc.Expression, sink: IO[bytes]) -> int:
-    rows = 0
+def _copy(path: Path, keep: pc.Expression, sink: IO[bytes]) -> pa.Table:
+    """Copy the rows that are kept; return (shard, rows, end) of each run of rows of one shard."""
+    names: list[str] = []
+    rows: list[int] = []
+    ends: list[int] = []
     with pa.ipc.new_file(sink, pq.read_schema(path)) as writer:
         for chunk in _chunks(path):
             kept = chunk.filter(keep).combine_chunks()
             _check_rows(kept)
             writer.write_table(kept)
-            rows += kept.num_rows
-    return rows
+            for name, count, end in _runs(kept):
+                if names and names[-1] == name:
+                    rows[-1] += count
+                    ends[-1] = max(ends[-1], end)
+                else:
+                    names.append(name)
+                    rows.append(count)
+                    ends.append(end)
+    columns = [names, pa.array(rows, pa.int64()), pa.array(ends, pa.int64())]
+    return pa.table(columns, names=["shard", "rows", "end"])
+
+
+def _runs(table: pa.Table) -> Iterator[tuple[str, int, int]]:
+    """Yield (shard, rows, byte after its last sample) for each run of rows of one shard."""
+    for batch in table.to_batches():
+        image, text = (
+            np.add(batch.column(f"{part}_offset"), batch.column(f"{part}_size"))
+            for part in ("image", "json")
+        )
+        encoded = pc.run_end_encode(batch.column("shard"))
+        stops = [0, *encoded.run_ends.to_pylist()]
+        for name, start, stop in zip(encoded.values.to_pylist(), stops, stops[1:], strict=False):
+            yield name, stop - start, int(np.maximum(image, text)[start:stop].max())
 
 
 def _check_rows(table: pa.Table) -> None:
@@ -211,20 +291,8 @@ def _explain_empty(path: Path, clauses: list[Clause], config: DataConfig) -> str
     )  # fmt: skip
 
 
-def _runs(batches: list[pa.RecordBatch]) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the shards in order and the rows of each, from runs of equal names."""
-    names: list[str] = []
-    sizes: list[int] = []
-    for batch in batches:
-        encoded = pc.run_end_encode(batch.column("shard"))
-        ends = [0, *encoded.run_ends.to_pylist()]
-        for name, start, end in zip(encoded.values.to_pylist(), ends, ends[1:], strict=False):
-            if names and names[-1] == name:
-                sizes[-1] += end - start
-            else:
-                names.append(name)
-                sizes.append(end - start)
-    return names, np.array(sizes, dtype=np.int64)
+def _map(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def _hex_words(uids: pa.Array) -> Bits:

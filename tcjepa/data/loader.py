@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.settings import ConfigError
 from tcjepa.data.batch import Batch, BatchBuilder, Task
 from tcjepa.data.config import DataConfig, worker_count
+from tcjepa.data.errors import DataError, WorkerDiedError
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.ledger import SubstitutionLedger
 from tcjepa.data.plan import LoaderState, Plan
@@ -25,6 +26,9 @@ from tcjepa.data.prefetch import ShardPrefetcher
 #: Seconds a worker lives on after SIGTERM. Schedulers signal every process of a job at once, and
 #: the trainer wants to finish its step and save before its workers are gone.
 _GRACE: Final = 60
+#: How `DataLoader` words the death of a worker.
+_DIED: Final = "exited unexpectedly"
+_END: Final = object()
 
 
 class Loader:
@@ -53,13 +57,14 @@ class Loader:
         prefetcher = ShardPrefetcher(self._index, self._config, self.plan)
         tasks = self._tasks.with_prefetch(prefetcher)
         try:
+            self._ledger.begin(self._tasks.start)
             for batch in run_tasks(
                 self._builder,
                 tasks,
                 workers=min(worker_count(self._config), len(self)),
                 prefetch=self._config.prefetch,
             ):
-                self._ledger.record(batch)
+                self._ledger.record(batch, self._tasks.global_batch)
                 yield batch
         finally:
             prefetcher.close()
@@ -75,8 +80,8 @@ class Tasks(Sequence[Task]):
     def __init__(
         self, plan: Plan, *, start: int, steps: int, global_batch: int, rank: int, world_size: int
     ) -> None:
-        self.global_batch = global_batch
-        self._plan, self._start, self._steps = plan, start, steps
+        self.start, self.global_batch = start, global_batch
+        self._plan, self._steps = plan, steps
         self._rank, self._local = rank, global_batch // world_size
         self._prefetcher: ShardPrefetcher | None = None
 
@@ -92,9 +97,9 @@ class Tasks(Sequence[Task]):
     def __getitem__(self, step: Any) -> Any:
         if not 0 <= step < self._steps:
             raise IndexError(step)
-        position = self._start + step * self.global_batch
+        position = self.start + step * self.global_batch
         if self._prefetcher is not None:
-            self._prefetcher.at(position)
+            self._prefetcher.at(position, position + self.global_batch)
         first = position + self._rank * self._local
         epochs, rows = self._plan.rows(first, first + self._local)
         return Task(position, tuple(epochs.tolist()), tuple(rows.tolist()))
@@ -115,16 +120,24 @@ def make_loader(
     """Return the batches of `steps` steps of one rank, from a saved state or from the start.
 
     `global_batch` [images] is over all ranks. Raises `ConfigError` if it cannot be shared equally
-    among them, or if the state belongs to other data or another seed. Iteration raises
-    `TooManyUnreadableError` past `config.max_bad_share` and `ShardUnavailableError` when a shard
-    as a whole cannot be had.
+    among them, if an epoch of `config.tail` is empty, or if the state belongs to other data or
+    another seed or lies inside a batch. Iteration raises a `tcjepa.data.errors.DataError`:
+    `TooManyUnreadableError` past `config.max_bad_share`, `ShardUnavailableError` when a shard as a
+    whole cannot be had, `WorkerDiedError` when a loader process was killed.
     """
     if global_batch <= 0 or global_batch % world_size:
         raise ConfigError(
             f"global batch {global_batch} cannot be shared equally by {world_size} ranks; "
             f"use a multiple of {world_size}"
         )
-    plan = Plan(index.shard_sizes, index.fingerprint, seed, config.window)
+    plan = Plan(
+        index.shard_sizes,
+        index.fingerprint,
+        seed,
+        config.window,
+        tail=config.tail,
+        batch=global_batch,
+    )
     start = plan.position(state) if state is not None else 0
     tasks = Tasks(
         plan,
@@ -139,13 +152,17 @@ def make_loader(
 
 
 def run_tasks(dataset: Any, tasks: Sequence[Any], workers: int, prefetch: int) -> Iterator[Any]:
-    """Yield `dataset[task]` of every task in order, computed by `workers` processes or inline."""
+    """Yield `dataset[task]` of every task in order, computed by `workers` processes or inline.
+
+    A `DataError` of a worker is raised here as it was there; raises `WorkerDiedError` if one was
+    killed.
+    """
     if workers == 0:
         for task in tasks:
             yield dataset[task]
         return
     loader: DataLoader[Any] = DataLoader(
-        _as_dataset(dataset),
+        _Courier(dataset),
         batch_size=None,
         sampler=tasks,
         num_workers=workers,
@@ -156,7 +173,36 @@ def run_tasks(dataset: Any, tasks: Sequence[Any], workers: int, prefetch: int) -
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else DataLoader would draw from the global one
     )
-    yield from loader
+    results = iter(loader)
+    while True:
+        try:
+            result = next(results, _END)
+        except RuntimeError as error:
+            if _DIED not in str(error) and "killed by signal" not in str(error):
+                raise
+            raise WorkerDiedError(
+                f"a loader process died ({error}); most often the kernel killed it for want of "
+                "memory: lower data.workers or data.prefetch, or look into dmesg. The run can be "
+                "resumed"
+            ) from error
+        if isinstance(result, DataError):
+            raise result
+        if result is _END:
+            return
+        yield result
+
+
+class _Courier(Dataset[Any]):
+    """Hands errors over as values: raised in a worker, they would arrive wrapped in a traceback."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, task: Any) -> Any:
+        try:
+            return self._dataset[task]
+        except DataError as error:
+            return error
 
 
 def worker_context() -> ForkServerContext:
@@ -168,11 +214,6 @@ def worker_context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context
-
-
-def _as_dataset(dataset: Any) -> Dataset[Any]:
-    """Give `DataLoader` the class it types against; it only ever calls `__getitem__`."""
-    return dataset  # type: ignore[no-any-return]
 
 
 def _as_is(item: Any) -> Any:

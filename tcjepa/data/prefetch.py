@@ -13,6 +13,7 @@ from tcjepa.data.config import DataConfig
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.plan import Plan
 from tcjepa.data.reader import ShardReader
+from tcjepa.data.remote import BrokenOffError
 
 _FETCHERS: Final = 4
 
@@ -29,35 +30,34 @@ class ShardPrefetcher:
     def __init__(self, index: ShardIndex, config: DataConfig, plan: Plan) -> None:
         self._index, self._plan = index, plan
         self._cache = ShardReader(index, config.cache_bytes).cache
-        self._asked: tuple[int, int] | None = None
+        self._asked: set[tuple[int, int]] = set()
         if self._cache is not None:
             _check_room(index, config)
         self._pool = ThreadPoolExecutor(_FETCHERS, "shards") if self._cache else None
 
-    def at(self, position: int) -> None:
-        """Note that batches at a global position are about to be built."""
+    def at(self, start: int, stop: int) -> None:
+        """Note that the global batch at positions `[start, stop)` is about to be built."""
         if self._pool is None:
             return
-        epoch, offset = divmod(position, len(self._plan))
-        window = self._plan.epoch(epoch).window_at(offset)
-        if self._asked == (epoch, window):
-            return
-        self._asked = (epoch, window)
-        following = self._plan.epoch(epoch).shards_of(window + 1)
-        if len(following) == 0:
-            following = self._plan.epoch(epoch + 1).shards_of(0)
-        for number in (*self._plan.epoch(epoch).shards_of(window), *following):
-            self._pool.submit(self._fetch, self._index.shards[int(number)])
+        ahead = self._plan.shards_ahead(start, stop)
+        for epoch, window, shards in ahead:
+            if (epoch, window) not in self._asked:
+                for number in shards:
+                    self._pool.submit(self._fetch, self._index.shards[number])
+        self._asked = {(epoch, window) for epoch, window, _ in ahead}
 
     def close(self) -> None:
-        """Drop what was not begun; a fetch under way ends in its thread."""
-        if self._pool is not None:
+        """Drop what was not begun and break off what was."""
+        if self._pool is not None and self._cache is not None:
+            self._cache.close()
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _fetch(self, shard: str) -> None:
         assert self._cache is not None
         try:
             self._cache.fetch(shard)
+        except BrokenOffError:
+            pass
         except Exception as error:  # the worker that needs the shard meets and raises it
             warnings.warn(f"prefetch of {shard}: {error}", stacklevel=1)
 
@@ -67,9 +67,7 @@ def _check_room(index: ShardIndex, config: DataConfig) -> None:
 
     It would evict shards that are about to be read again, and fetch each of them many times.
     """
-    last = [index.entry(int(row) - 1) for row in np.cumsum(index.shard_sizes)]
-    sizes = sorted(max(e.image_offset + e.image_size, e.json_offset + e.json_size) for e in last)
-    needed = sum(sizes[-2 * config.window :])
+    needed = int(np.sort(index.shard_ends)[-2 * config.window :].sum())
     if needed > config.cache_bytes:
         raise ConfigError(
             f"data.cache_bytes = {config.cache_bytes:,} cannot hold two windows of {config.window} "

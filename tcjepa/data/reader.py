@@ -6,12 +6,15 @@ import json
 import os
 from collections import OrderedDict
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, Final, cast
 
 from pipeline.schema import Sample
-from tcjepa.data.cache import ShardCache, ShardUnavailableError
+from tcjepa.data.cache import ShardCache
 from tcjepa.data.decode import SampleError
+from tcjepa.data.errors import DamagedShardError, ShardUnavailableError
 from tcjepa.data.index import Entry, ShardIndex
+from tcjepa.data.remote import Remote
 
 _DESCRIPTORS: Final = 64
 #: Bytes between the image and the json member that are still cheaper to read than to skip: two tar
@@ -29,11 +32,18 @@ class ShardReader:
     def __init__(self, index: ShardIndex, cache_bytes: int) -> None:
         self._index, self._cache_bytes = index, cache_bytes
         self._descriptors: OrderedDict[str, int] = OrderedDict()
-        directory = index.directory
+        directory, expected = index.directory, index.expected()
+        self._sizes = {shard: item.size for shard, item in expected.items()}
         self.cache = (
             None
             if directory.is_local
-            else ShardCache(directory, index.digest, index.cache_dir, cache_bytes)
+            else ShardCache(
+                Remote(directory, index.access),
+                index.digest,
+                index.cache_dir,
+                cache_bytes,
+                expected,
+            )
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -50,19 +60,24 @@ class ShardReader:
     def image_and_sample(self, row: int) -> tuple[bytes, str, Sample]:
         """Return a row's (image bytes, image format, json member).
 
-        Raises `SampleError` for truncated or mismatched data and `ShardUnavailableError` if the
-        shard as a whole is missing.
+        Raises `SampleError` for truncated data and for an index that disagrees with the tar (the
+        header before the image and the uid inside the json member must be this sample's), and
+        `ShardUnavailableError` if the shard as a whole is missing or another one than before.
         """
         entry = self._index.entry(row)
-        start = min(entry.image_offset, entry.json_offset)
+        header = entry.image_offset - BLOCKSIZE
+        start = max(0, min(header, entry.json_offset))
         end = max(entry.image_offset + entry.image_size, entry.json_offset + entry.json_size)
         if end - start <= entry.image_size + entry.json_size + _GAP:
             span = self._read(entry.shard, start, end - start)
+            before = span[max(0, header - start) : entry.image_offset - start]
             image = span[entry.image_offset - start :][: entry.image_size]
             text = span[entry.json_offset - start :][: entry.json_size]
         else:
-            image = self._read(entry.shard, entry.image_offset, entry.image_size)
+            span = self._read(entry.shard, max(0, header), entry.image_size + BLOCKSIZE)
+            before, image = span[:BLOCKSIZE], span[BLOCKSIZE:]
             text = self._read(entry.shard, entry.json_offset, entry.json_size)
+        _check_header(before, entry)
         return image, entry.image_format, _parse(text, entry)
 
     def sample(self, row: int) -> Sample:
@@ -72,13 +87,11 @@ class ShardReader:
         over the data set, and whole shards would flood the cache.
         """
         entry = self._index.entry(row)
-        if self.cache is not None and self.cache.cached(entry.shard) is None:
-            end = entry.json_offset + entry.json_size
-            text = self._index.directory.read_range(entry.shard, entry.json_offset, end)
-            if len(text) > entry.json_size:  # an HTTP server that ignores ranges sent the shard
-                text = self._read(entry.shard, entry.json_offset, entry.json_size)
-        else:
+        if self.cache is None:
             text = self._read(entry.shard, entry.json_offset, entry.json_size)
+        else:
+            end = entry.json_offset + entry.json_size
+            text = self.cache.read_range(entry.shard, entry.json_offset, end)
         return _parse(text, entry)
 
     def _read(self, shard: str, offset: int, size: int) -> bytes:
@@ -98,20 +111,48 @@ class ShardReader:
         return descriptor
 
     def _open(self, shard: str) -> int:
-        directory = self._index.directory
         if self.cache is None:
-            try:
-                return os.open(directory.path(shard), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
-                raise ShardUnavailableError(
-                    f"shard {shard} is in the index but not in {directory.url}"
-                ) from error
+            return self._open_local(shard)
         while True:  # the copy may be evicted between fetching and opening
             path: Path = self.cache.fetch(shard)
             try:
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
+
+    def _open_local(self, shard: str) -> int:
+        directory = self._index.directory
+        try:
+            descriptor = os.open(directory.path(shard), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ShardUnavailableError(
+                f"shard {shard} is in the index but not in {directory.url}: {error.strerror}"
+            ) from error
+        found, size = os.fstat(descriptor).st_size, self._sizes.get(shard)
+        if size is not None and found != size:
+            os.close(descriptor)
+            raise DamagedShardError(
+                f"shard {shard} of {directory.url} was replaced during the run: {found} bytes, the "
+                f"manifest says {size}. Stop what writes there, and start again"
+            )
+        return descriptor
+
+
+def _check_header(header: bytes, entry: Entry) -> None:
+    """Compare the tar header before an image with the index; raises `SampleError`.
+
+    An image carries no uid. Without this look, an index of another packing of the same shards would
+    give each caption a wrong image wherever sizes happen to fit.
+    """
+    name = header[:100].rstrip(b"\0").rpartition(b"/")[2]
+    try:
+        size = int(header[124:136].strip(b" \0"), 8)
+    except ValueError:
+        size = -1
+    if name != f"{entry.uid}.{entry.image_format}".encode() or size != entry.image_size:
+        raise SampleError(
+            f"the tar header before {entry.shard}:{entry.image_offset} is not of image {entry.uid}"
+        )
 
 
 def _parse(text: bytes, entry: Entry) -> Sample:

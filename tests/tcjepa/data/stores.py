@@ -1,0 +1,153 @@
+"""A real HTTP server on loopback whose behaviour a test can spoil, and S3 in a moto server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Store:
+    """Serves a folder; after `good[name]` GETs of a file, `faults[name]` more go wrong.
+
+    How is `fault`: `stall`, `drip` and `truncate` after half of the body, `garble` it there, or
+    answer `503`, with `retry_after` if set.
+    """
+
+    def __init__(self, folder: Path, *, ranges: bool = True) -> None:
+        self.folder, self.ranges = folder, ranges
+        self.fault = "503"
+        self.faults: Counter[str] = Counter()
+        self.good: Counter[str] = Counter()
+        self.retry_after: str | None = None
+        self.gets: list[tuple[str, str | None]] = []  # (name, Range header)
+        self.times: list[float] = []
+        self.open = self.most_open = 0
+        self.hold = 0.0  # seconds that every GET takes
+        self.released = threading.Event()
+        self.lock = threading.Lock()
+        store = self
+
+        class Handler(_Handler):
+            def do_GET(self) -> None:
+                store.answer(self)
+
+            def do_HEAD(self) -> None:
+                store.answer_head(self)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def count(self, name: str) -> int:
+        """Return how many GETs of a file there were."""
+        return sum(asked == name for asked, _ in self.gets)
+
+    def close(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer_head(self, handler: _Handler) -> None:
+        path = self.folder / handler.path.lstrip("/")
+        if not path.is_file():
+            handler.send_error(404)
+            return
+        handler.reply(200, path.stat().st_size, self.ranges)
+
+    def answer(self, handler: _Handler) -> None:
+        name, asked = handler.path.lstrip("/"), handler.headers.get("Range")
+        with self.lock:
+            self.gets.append((name, asked))
+            self.times.append(time.monotonic())
+            self.open += 1
+            self.most_open = max(self.most_open, self.open)
+            fault = self.fault if self.faults[name] > 0 and self.good[name] <= 0 else None
+            (self.faults if fault else self.good)[name] -= 1
+        try:
+            self.released.wait(self.hold)
+            self._send(handler, self.folder / name, asked, fault)
+        except ConnectionError:
+            pass  # the client gave up
+        finally:
+            with self.lock:
+                self.open -= 1
+
+    def _send(self, handler: _Handler, path: Path, asked: str | None, fault: str | None) -> None:
+        if not path.is_file():
+            handler.send_error(404)
+            return
+        if fault == "503":
+            handler.send_response(503)
+            if self.retry_after is not None:
+                handler.send_header("Retry-After", self.retry_after)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        data, status = path.read_bytes(), 200
+        if asked is not None and self.ranges:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            data, status = data[int(first) : int(last) + 1], 206
+        handler.reply(status, len(data), self.ranges)
+        half = len(data) // 2
+        if fault == "garble":
+            data = data[:half] + bytes(b ^ 0xFF for b in data[half : half + 8]) + data[half + 8 :]
+        if fault not in ("stall", "drip", "truncate"):
+            handler.wfile.write(data)
+            return
+        handler.wfile.write(data[:half])
+        handler.wfile.flush()
+        if fault == "stall":
+            self.released.wait()
+        while fault == "drip" and not self.released.wait(0.02):
+            handler.wfile.write(data[half : half + 1])
+            half += 1
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def reply(self, status: int, size: int, ranges: bool) -> None:
+        self.close_connection = True
+        self.send_response(status)
+        self.send_header("Content-Length", str(size))
+        self.send_header("Connection", "close")
+        if ranges:
+            self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def s3_bucket(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
+    """Yield the URL of a folder in a fresh bucket of a real moto server; skips without one."""
+    server_module = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    server = server_module.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        store = s3fs.S3FileSystem(skip_instance_cache=True)
+        store.mkdir("bucket")
+        store.put(f"{folder}/", "bucket/run/shards/", recursive=True)
+        yield "s3://bucket/run/shards"
+    finally:
+        server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
