@@ -9,6 +9,7 @@ import simplejpeg
 from threadpoolctl import threadpool_limits
 
 from pipeline.filters.image import measure_image
+from pipeline.filters.pixels import thumbnail_of
 from pipeline.filters.text import measure_captions
 from pipeline.scorers.alignment_images import image_features
 from pipeline.scorers.alignment_text import text_features
@@ -30,6 +31,7 @@ def bench_stages(count: int, rounds: int) -> Bench:
     """
     world = ScenesConfig(train=count, test=0)
     images = [render_jpeg(scene(world, "train", index)) for index in range(count)]
+    thumbnails = [thumbnail_of(data) for data in images]
     texts = [text for row in rows(world) for text in row["captions"]]
     width = LinearAlignmentConfig().text_width
 
@@ -41,7 +43,7 @@ def bench_stages(count: int, rounds: int) -> Bench:
     cases = [
         Case(_YARDSTICK, decode),
         Case("image measures (an image)", lambda: len([measure_image(data) for data in images])),
-        Case("alignment features (an image)", lambda: len(image_features(images))),
+        Case("alignment features (an image)", lambda: len(image_features(thumbnails))),
         Case("caption measures (a caption)", lambda: len(measure_captions(texts))),
         Case("wording (a caption)", lambda: len(wording_scores(texts))),
         Case("alignment features (a caption)", lambda: len(text_features(texts, width))),

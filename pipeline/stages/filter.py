@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.filters.config import FilterConfig
-from pipeline.filters.image import measure_image
+from pipeline.filters.image import examine_image
 from pipeline.filters.measures import (
     CAPTION_MEASURES,
     IMAGE_MEASURES,
@@ -18,12 +18,13 @@ from pipeline.filters.measures import (
     image_table,
     signature_array,
 )
+from pipeline.filters.pixels import Image
 from pipeline.filters.text import measure_captions
 from pipeline.filters.word_classes import word_shares
 from pipeline.stages.images import read_images
 from pipeline.stages.task import StageReport, Task, tables_of
 
-VERSION = 3
+VERSION = 4
 
 #: The stage's table: `captions` holds a struct of `CAPTION_MEASURES` for each of the row's alt
 #: texts, `signatures` its MinHash signature. With features, the column `features` follows.
@@ -59,7 +60,8 @@ def measure(task: Task, part: str, config: FilterConfig, features: bool) -> Stag
     outcome = tables_of(task.run, "download").read_table(f"{part}.parquet", _READ)
     fetched = outcome.filter(pc.is_null(outcome["reason"]))
     images = read_images(task.run, fetched)
-    measures = image_table([measure_image(data, config.image.max_pixels) for data in images])
+    seen = [examine_image(data, config.image.max_pixels) for data in images]
+    measures = image_table([found for found, _ in seen])
     captions, signatures = _caption_lists(
         fetched["captions"].combine_chunks(), config.caption.word_classes
     )
@@ -69,16 +71,15 @@ def measure(task: Task, part: str, config: FilterConfig, features: bool) -> Stag
     moving = pc.or_kleene(measures["animated"], fetched["animated"])
     table = table.set_column(table.schema.get_field_index("animated"), "animated", moving)
     if features:
-        table = table.append_column("features", _features(images))
+        table = table.append_column("features", _features([small for _, small in seen]))
     task.write(part, table)
     return StageReport(counts={"images": table.num_rows}, bytes=sum(map(len, images)))
 
 
-def _features(images: list[bytes]) -> pa.Array:
-    from pipeline.scorers.alignment_images import WIDTH, image_features
+def _features(thumbnails: list[Image | None]) -> pa.Array:
+    from pipeline.scorers.alignment_images import feature_column
 
-    values = pa.array(image_features(images).reshape(-1), pa.float32())
-    return pa.FixedSizeListArray.from_arrays(values, WIDTH)
+    return feature_column(thumbnails)
 
 
 def _caption_lists(captions: pa.ListArray, word_classes: bool) -> tuple[pa.ListArray, pa.ListArray]:

@@ -14,9 +14,10 @@ import pyarrow as pa
 from pipeline.captioners.annotations import AnnotationsCaptioner, AnnotationsConfig
 from pipeline.captioners.request import CaptionRequest
 from pipeline.config import PipelineConfig
+from pipeline.filters.pixels import thumbnail_of
 from pipeline.part import Part
 from pipeline.schema import META_PREFIX, uid_of
-from pipeline.scorers.alignment_images import WIDTH, image_features
+from pipeline.scorers.alignment_images import feature_column
 from pipeline.scorers.calibration.measure import CONFIG
 from pipeline.scorers.config import ScoreConfig
 from pipeline.settings import build, to_yaml
@@ -98,7 +99,7 @@ def _write(run: Directory, part: str, rows: list[_Row], generated: int) -> None:
     uids = pa.array([row.uid for row in rows], pa.string())
     nothing = pa.nulls(len(rows), pa.string())
     alts = pa.array([[row.alt] for row in rows], pa.list_(pa.string()))
-    features = pa.array(image_features([row.image for row in rows]).reshape(-1), pa.float32())
+    features = feature_column([thumbnail_of(row.image) for row in rows])
     captioner = AnnotationsCaptioner(AnnotationsConfig())
     requests = [CaptionRequest(row.uid, b"", row.told.annotations()) for row in rows]
     written = [
@@ -113,7 +114,7 @@ def _write(run: Directory, part: str, rows: list[_Row], generated: int) -> None:
             META_PREFIX + "caption_fault": pa.array([row.fault for row in rows]),
             META_PREFIX + "annotations": pa.array([row.shown.annotations() for row in rows]),
         },
-        "filter": {**base, "features": pa.FixedSizeListArray.from_arrays(features, WIDTH)},
+        "filter": {**base, "features": features},
         "select": {**base, "captions": alts, "reason": nothing, "representative": nothing},
         "recaption": {
             "uid": uids,

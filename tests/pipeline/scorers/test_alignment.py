@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from pipeline.filters.pixels import thumbnail_of
 from pipeline.scorers import alignment_fit
 from pipeline.scorers.alignment import LinearAlignment, score
 from pipeline.scorers.alignment_fit import fit
@@ -23,13 +24,13 @@ from pipeline.sources.scenes.render import render_jpeg
 from pipeline.sources.scenes.world import Scene, scene
 
 CONFIG = LinearAlignmentConfig(folds=2, components=64, text_width=512)
-IMAGES = 800
+IMAGES = 1000
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class World:
-    images: list[bytes]
+    thumbnails: list[NDArray[np.uint8] | None]
     features: Floats
     texts: list[str]
     owner: NDArray[np.int64]
@@ -72,11 +73,10 @@ def world() -> World:
     given = list(captions)
     for index, other in zip(chosen, chosen[1:] + chosen[:1], strict=True):
         given[index] = captions[other]
-    images = [render_jpeg(one) for one in scenes]
+    thumbnails = [thumbnail_of(render_jpeg(one)) for one in scenes]
     return World(
-        images=images,
-        # Every third feature: the laws are the same and the fit is an order faster.
-        features=np.ascontiguousarray(image_features(images)[:, ::3]),
+        thumbnails=thumbnails,
+        features=image_features(thumbnails),
         texts=[text for group in given for text, _ in group],
         owner=np.repeat(np.arange(IMAGES), [len(group) for group in given]),
         several=np.array([two for group in given for _, two in group]),
@@ -141,11 +141,10 @@ def test_equal_input_gives_equal_bytes(world: World, model: LinearAlignment) -> 
 
 
 def test_what_cannot_be_scored_is_nan(world: World, model: LinearAlignment) -> None:
-    features = image_features([world.images[0], b"no image", b""])
+    features = image_features([world.thumbnails[0], None, thumbnail_of(b"no image")])
     assert features.shape == (3, WIDTH)
     assert np.isfinite(features[0]).all()
     assert np.isnan(features[1:]).all()
-    features = features[:, ::3]
     texts = ["a red star", "of the and 12", "a red star"]
     scores = score(model, features, texts, [0, 0, 1], ["a", "b", "c"])
     assert np.isfinite(scores[0])
