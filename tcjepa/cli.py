@@ -1,4 +1,4 @@
-"""The command line: `python -m tcjepa {pretrain,evaluate,ablate,bench,inspect}`.
+"""The command line: `python -m tcjepa {pretrain,evaluate,ablate,export,bench,inspect}`.
 
 Each command is one row of `COMMANDS`: how it reads its arguments and what it does with them. Heavy
 modules are imported by the command that needs them, so `--help` answers at once.
@@ -247,6 +247,27 @@ def _bench(parsed: argparse.Namespace) -> int:
     return DONE
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="run directory, or a checkpoint")
+    parser.add_argument("out", type=Path, help="folder to write; must not exist")
+    formats = ("timm", "huggingface", "safetensors", "all")
+    parser.add_argument(
+        "--format", choices=formats, default="all", help="default: all, one subfolder each"
+    )
+    parser.add_argument(
+        "--which", choices=("target", "context"), default="target", help="encoder (default: target)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an earlier export")
+
+
+def _export(parsed: argparse.Namespace) -> int:
+    from tcjepa.export.run import export
+
+    target, options = Path(parsed.target), {"which": parsed.which, "force": parsed.force}
+    print(*export(target, parsed.out, parsed.format, say=say, **options), sep="\n")
+    return DONE
+
+
 COMMANDS: dict[str, Command] = {
     "pretrain": Command(
         "train on shards; rerun to resume", _pretrain_arguments, _pretrain, lists_keys=True
@@ -256,5 +277,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "ablate": Command("run a study; rerun to resume", _ablate_arguments, _ablate),
     "bench": Command("speed, as ratios between things measured in turns", _bench_arguments, _bench),
+    "export": Command(
+        "an encoder for timm, Hugging Face or as safetensors", _export_arguments, _export
+    ),
     "inspect": Command("what a shard directory holds", _inspect_arguments, _inspect),
 }

@@ -1,7 +1,8 @@
 """Published weights of a ViT encoder: from a file, a folder, timm's registry or Hugging Face's hub.
 
-Nothing is unpickled but tensors and plain values (`weights_only=True`), and nothing is downloaded
-unless the name is one of a hub: a Hugging Face repository or a timm model with its pretrained tag.
+Of files, nothing is unpickled but tensors and plain values (`weights_only=True`); only a sharded
+run of one's own is trusted further (see `tcjepa.train.sharded`). Nothing is downloaded unless the
+name is one of a hub: a Hugging Face repository or a timm model with its pretrained tag.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def read_weights(name: str, open_run: OpenRun) -> Weights:
 
 
 def _from_folder(folder: Path, open_run: OpenRun) -> Weights:
-    if (folder / "checkpoints").is_dir():
+    if (folder / "checkpoints").is_dir() or folder.suffix == ".dcp":
         return _from_run(folder, open_run)
     exported = folder / "safetensors" / "model.safetensors"  # of `tcjepa export --format all`
     if exported.exists():

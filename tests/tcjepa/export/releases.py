@@ -1,7 +1,8 @@
 """Tiny I-JEPA weights in every layout that they are published in, and a server to fetch them from.
 
 The original release's module is written out here as facebookresearch/ijepa has it
-(src/models/vision_transformer.py), not taken from timm or from our encoder.
+(src/models/vision_transformer.py), not taken from timm or from our encoder. Also the shapes that
+parity is tested over.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from threading import Thread
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import IJepaConfig, IJepaForImageClassification, IJepaModel
@@ -33,6 +35,22 @@ KWARGS = {
 }
 ENCODER = "vit_base_patch16_gap_224"
 _norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    """Return arguments of `timm.create_model`: patch sizes, depths, heads, sizes other than 224."""
+    patch = draw(st.sampled_from([4, 7, 14, 16]))
+    heads = draw(st.integers(1, 4))
+    return {
+        "img_size": patch * draw(st.integers(1, 7)),
+        "patch_size": patch,
+        "embed_dim": heads * draw(st.sampled_from([8, 12, 32])),
+        "depth": draw(st.integers(1, 5)),
+        "num_heads": heads,
+        "mlp_ratio": draw(st.sampled_from([1.0, 4.0, 48 / 11])),
+        "qkv_bias": draw(st.booleans()),
+    }
 
 
 class Attention(nn.Module):

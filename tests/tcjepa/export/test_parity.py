@@ -12,22 +12,9 @@ from transformers import IJepaConfig, IJepaModel
 
 from tcjepa.model.encoder import Encoder, timm_arguments
 from tcjepa.model.tensor_names import from_huggingface, to_huggingface
+from tests.tcjepa.export.releases import shapes
 
 NAME = "vit_base_patch16_gap_224"
-
-
-@st.composite
-def shapes(draw: st.DrawFn) -> dict[str, Any]:
-    patch = draw(st.sampled_from([4, 7, 14, 16]))
-    heads = draw(st.integers(1, 4))
-    return {
-        "img_size": patch * draw(st.integers(1, 7)),
-        "patch_size": patch,
-        "embed_dim": heads * draw(st.sampled_from([8, 12, 32])),
-        "depth": draw(st.integers(1, 5)),
-        "num_heads": heads,
-        "mlp_ratio": draw(st.sampled_from([1.0, 4.0, 48 / 11])),
-    }
 
 
 def random_encoder(kwargs: dict[str, Any], seed: int) -> Encoder:
@@ -52,6 +39,7 @@ def huggingface(encoder: Encoder, folder) -> IJepaModel:
         image_size=shape.grid[0] * shape.patch[0],
         patch_size=shape.patch[0],
         layer_norm_eps=1e-6,
+        qkv_bias=encoder.vit.blocks[0].attn.qkv.bias is not None,
     )
     config.save_pretrained(folder)
     tensors = to_huggingface(encoder.vit.state_dict())
