@@ -126,13 +126,14 @@ def _add(
     for fold in np.unique(folds[owner]):
         mine = folds[owner] == fold
         rows, first, count = np.unique(owner[mine], return_index=True, return_counts=True)
-        # float64 before the product: float32 sums of millions of pairs lose digits.
-        x, y = images[rows].astype(np.float64), text[mine].astype(np.float64)
-        weighted = x * count[:, None]
+        # Products of one chunk in float32, twice as fast; the sums of millions of pairs in float64.
+        x, y = images[rows].astype(np.float32), text[mine]
+        # A matrix times itself transposed costs half.
+        weighted = x * np.sqrt(count, dtype=np.float32)[:, None]
         sums.count[fold] += len(y)
-        sums.image_sum[fold] += weighted.sum(0)
-        sums.text_sum[fold] += y.sum(0)
-        sums.image_image[fold] += x.T @ weighted
+        sums.image_sum[fold] += count @ x.astype(np.float64)
+        sums.text_sum[fold] += y.sum(0, dtype=np.float64)
+        sums.image_image[fold] += weighted.T @ weighted
         sums.image_text[fold] += x.T @ np.add.reduceat(y, first, axis=0)
         sums.text_text[fold] += y.T @ y
 

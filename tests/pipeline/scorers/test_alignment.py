@@ -6,13 +6,14 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.filters.pixels import thumbnail_of
-from pipeline.scorers import alignment_fit
+from pipeline.scorers import alignment_fit, alignment_images
 from pipeline.scorers.alignment import LinearAlignment, score
 from pipeline.scorers.alignment_fit import fit
 from pipeline.scorers.alignment_images import WIDTH, image_features
@@ -173,16 +174,46 @@ def test_text_features_tie_attributes_to_their_nouns() -> None:
     assert not empty.any()
 
 
-def test_directions_are_found_where_lapack_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shape", [(40, 20), (20, 40)])
+def test_directions_are_those_of_an_svd(shape: tuple[int, int]) -> None:
     draw = np.random.RandomState(0)
-    matrix = draw.normal(size=(40, 3)) @ draw.normal(size=(3, 20))
+    rank = 3  # fewer than either side: LAPACK's own SVD may give up on such
+    matrix = draw.normal(size=(shape[0], rank)) @ draw.normal(size=(rank, shape[1]))
     left, right = alignment_fit._singular_vectors(matrix)
+    plain_left, _, plain_right = np.linalg.svd(matrix, full_matrices=False)
+    assert left.shape == plain_left.shape and right.shape == plain_right.shape
+    for one, other in ((left.T, plain_left.T), (right, plain_right)):
+        np.testing.assert_allclose(np.abs((one[:rank] * other[:rank]).sum(1)), 1.0, atol=1e-6)
 
-    def fails(*_: object, **__: object) -> None:
-        raise np.linalg.LinAlgError("SVD did not converge")
 
-    monkeypatch.setattr(np.linalg, "svd", fails)
-    other_left, other_right = alignment_fit._singular_vectors(matrix)
-    assert other_left.shape == left.shape
-    for one, other in ((left.T, other_left.T), (right, other_right)):
-        np.testing.assert_allclose(np.abs((one[:3] * other[:3]).sum(1)), 1.0, atol=1e-6)
+def test_image_features_equal_their_plain_definition(world: World) -> None:
+    small = world.thumbnails[0]
+    assert small is not None
+    half = cv2.resize(small, (32, 32), interpolation=cv2.INTER_AREA)
+    plain = [_plain_colours(half), _plain_responses(half, 3), _plain_responses(small, 4)]
+    (fast,) = image_features([small])
+    np.testing.assert_allclose(fast, np.concatenate(plain), atol=1e-4)
+
+
+def _plain_colours(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    levels = np.array([0.0, 85.0, 170.0, 255.0])
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(64, 3)
+    values = (pixels >> 3) * 8.0 + 4.0
+    near = np.exp(-((values[:, :, None] - grid) ** 2).sum(-1) / (2 * 40.0**2))
+    shares = near / near.sum(-1, keepdims=True)
+    blocks = [shares, *(shares[y : y + 16, x : x + 16] for y in (0, 16) for x in (0, 16))]
+    return np.sqrt(np.concatenate([block.mean((0, 1)) for block in blocks]))
+
+
+def _plain_responses(pixels: NDArray[np.uint8], stride: int) -> NDArray[np.float64]:
+    # The bank is made to subtract half the mean of a place: give its own mean back.
+    bank = alignment_images._bank().astype(np.float64)
+    bank += bank.mean(0)
+    found = []
+    for y in range(0, len(pixels) - 5, stride):
+        for x in range(0, len(pixels) - 5, stride):
+            place = pixels[y : y + 6, x : x + 6].reshape(-1) / 255 - 0.5
+            place -= place.mean() / 2
+            found.append(place @ bank / np.sqrt((place**2).sum() + 0.3) - 0.3)
+    kept = np.maximum(found, 0)
+    return np.concatenate([np.sqrt(kept.mean(0)), kept.max(0)])
