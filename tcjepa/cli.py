@@ -189,17 +189,31 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
 
 def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shards", help="directory or URL that holds index.parquet")
-    parser.add_argument("filter", nargs="?", help='rows to look at, e.g. "quality_best >= 0.5"')
-    parser.add_argument("--split", default="train", help="rows of this split (default: train)")
-    parser.add_argument("--samples", type=int, default=3, help="samples to show (default: 3)")
+    parser.add_argument(
+        "targets", nargs="+", metavar="TARGET",
+        help="run directories; or a directory or URL that holds index.parquet, and after it a "
+        'filter of its rows, e.g. "quality_best >= 0.5"',
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help="runs: the page (HTML) to write")
+    parser.add_argument("--split", default="train", help="shards: rows of this split")
+    parser.add_argument("--samples", type=int, default=3, help="shards: samples to show")
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    from tcjepa.data.config import DataConfig
-    from tcjepa.inspection import describe_shards
+    from tcjepa.inspection import describe_runs, describe_shards
+    from tcjepa.watch.runfiles import is_run
 
-    config = DataConfig(shards=parsed.shards, split=parsed.split, filter=parsed.filter)
+    first, *rest = parsed.targets
+    if is_run(Path(first)):
+        print(describe_runs([Path(target) for target in parsed.targets], parsed.out))
+        return DONE
+    if len(rest) > 1:
+        raise ConfigError(
+            f"inspect: {first} is no run directory, and shards take one filter, not {rest}"
+        )
+    from tcjepa.data.config import DataConfig
+
+    config = DataConfig(shards=first, split=parsed.split, filter=rest[0] if rest else None)
     print(describe_shards(config, parsed.samples))
     return DONE
 
@@ -209,30 +223,55 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="study overrides")
     parser.add_argument("--dry-run", action="store_true", help="print the runs it consists of")
     parser.add_argument("--report", action="store_true", help="only write the report anew")
+    parser.add_argument(
+        "--part", metavar="I/N", help="run the I-th of N shares of the runs, for an array job"
+    )
+    parser.add_argument(
+        "--no-estimate", action="store_true", help="do not time a few steps of each kind first"
+    )
 
 
 def _ablate(parsed: argparse.Namespace) -> int:
     from tcjepa.ablate.report import write_report
     from tcjepa.ablate.results import outcomes
-    from tcjepa.ablate.runner import run_trials
-    from tcjepa.ablate.study import StudyConfig, training_config, trials_of
+    from tcjepa.ablate.runner import chosen, run_trials
+    from tcjepa.ablate.study import StudyConfig, training_config
+    from tcjepa.ablate.trial import is_finished
 
     packaged = Path(__file__).parent / "ablate" / "studies" / f"{parsed.study}.yaml"
     path = packaged if not Path(parsed.study).exists() and packaged.exists() else parsed.study
     study = load(StudyConfig, path, parsed.overrides)
-    base = config_path(study.base)
+    base, part = config_path(study.base), _part(parsed.part)
+    trials = chosen(study, part)
     if parsed.dry_run:
-        for trial in trials_of(study):
+        for trial in trials:
             training_config(study, trial, base)
             print(f"{trial.folder}: {' '.join(trial.overrides)}")
         return DONE
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    failed = [] if parsed.report else run_trials(study, base, say)
+    waiting = [trial for trial in trials if not is_finished(trial)]
+    if waiting and not (parsed.report or parsed.no_estimate):
+        from tcjepa.ablate.cost import estimate
+
+        say(estimate(study, base, waiting))
+    failed = [] if parsed.report else run_trials(study, base, say, part)
+    if part is not None:
+        say(f"part {parsed.part} is over; --report writes the report once all parts are")
+        return FAILED if failed else DONE
     found = outcomes(study)
     if not found:
         raise ConfigError(f"run: no trial in {study.run} is finished, so there is no report")
     print(write_report(study, found))
     return FAILED if failed else DONE
+
+
+def _part(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal()):
+        raise ConfigError(f"--part {text}: give two numbers, such as 2/8")
+    return int(number), int(count)
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -280,5 +319,5 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "an encoder for timm, Hugging Face or as safetensors", _export_arguments, _export
     ),
-    "inspect": Command("what a shard directory holds", _inspect_arguments, _inspect),
+    "inspect": Command("curves and faults of runs; what shards hold", _inspect_arguments, _inspect),
 }

@@ -166,7 +166,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     Both are `model_dump(mode="json")` of a `TrainConfig`; the text encoder counts only with text
     conditioning, and `FREE_KEYS` never do.
     """
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     ignored: tuple[str, ...] = FREE_KEYS
     if not old["model"]["text"] and not new["model"]["text"]:
         ignored = (*FREE_KEYS, "text")
@@ -178,11 +178,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested config as one level of dotted keys; empty sections stay as they are."""
+    found: dict[str, Any] = {}
     for name, value in data.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+            found[f"{prefix}{name}"] = value
+    return found

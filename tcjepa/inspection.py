@@ -1,8 +1,10 @@
-"""What a shard directory holds, as text: counts, caption scores, a few samples."""
+"""What `inspect` says: of a shard directory as text, of runs as text and as one page."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
@@ -43,6 +45,26 @@ def describe_shards(config: DataConfig, samples: int) -> str:
             shown = "   - " if quality is None else f"{quality:.2f}"
             lines.append(f"  {shown}  {caption['source']:<18} {caption['text']}")
     return "\n".join(lines)
+
+
+def describe_runs(paths: Sequence[Path], out: Path | None) -> str:
+    """Write the page about one or more runs and return what looks wrong with each.
+
+    The page is `out`, or `inspect.html` in the directory of the only run; several runs without
+    `out` share one in the directory of the first. Raises `ConfigError` if a path is no run.
+    """
+    # Imported here: shards are described without reading any of this.
+    from tcjepa.watch.page import PAGE, write_page
+    from tcjepa.watch.runfiles import names_of, read_run
+
+    runs = [read_run(path, name) for path, name in zip(paths, names_of([*paths]), strict=True)]
+    page = out or paths[0] / PAGE
+    lines = []
+    for name, findings in write_page(runs, page).items():
+        warnings = sum(not finding.is_note for finding in findings)
+        lines.append(f"{name}: {f'{warnings} warnings' if warnings else 'nothing looks wrong'}")
+        lines += [f"  {finding.severity}: {finding}" for finding in findings]
+    return "\n".join([*lines, f"curves: {page}"])
 
 
 def _histogram(table: object, score: str) -> str:
