@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 
@@ -25,6 +25,15 @@ from tcjepa.model.conditioner import Conditioner
 from tcjepa.model.jepa import TCJEPA
 from tcjepa.model.predictor import Predictor
 
+#: Dense bf16 peaks by name as torch gives it, from NVIDIA's data sheets [FLOP/s]. The first name
+#: that is a part of the device's wins.
+BF16_PEAKS: Final = (
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("A100", 312e12),
+)
 #: Forward and backward; where the input needs no gradient; forward only.
 TRAINED, FIRST, FROZEN = 3, 2, 1
 
@@ -89,6 +98,11 @@ def flops_per_image(
 def bare_encoder_flops(model: TCJEPA) -> float:
     """Return the count of the encoder alone, forward and backward on all patches, per image."""
     return _encoder(model, model.encoder.shape.patches, FIRST, TRAINED)
+
+
+def peak_flops(device: str) -> float | None:
+    """Return a GPU's dense bf16 peak [FLOP/s] by its name; None where it is not listed."""
+    return next((peak for name, peak in BF16_PEAKS if name in device), None)
 
 
 def _encoder(model: TCJEPA, tokens: int, patch_passes: int, passes: int) -> float:
@@ -187,7 +201,7 @@ def _text_encoder(encoder: nn.Module, text: Captions) -> float:
     """Return the count of a transformer that sees each distinct caption on its own."""
     config: Any = encoder.config
     width = getattr(config, "d_kv", 0) * config.num_attention_heads or config.hidden_size
-    attention = 4.0 * text.words**2 * width * config.num_hidden_layers
+    attention: float = 4.0 * text.words**2 * width * config.num_hidden_layers
     # A pooler works on one token per caption, and its output is not read.
     layers = [part for name, part in encoder.named_children() if name not in ("pooler", "lm_head")]
     return text.count * text.distinct * (text.words * _matrices(layers) + attention)
@@ -201,4 +215,4 @@ def _matrices(modules: Iterable[nn.Module | None]) -> float:
     )
 
 
-__all__ = ["Captions", "Flops", "bare_encoder_flops", "flops_per_image"]
+__all__ = ["BF16_PEAKS", "Captions", "Flops", "bare_encoder_flops", "flops_per_image", "peak_flops"]
