@@ -66,7 +66,8 @@ class SubstitutionLedger:
                 self._read(batch.position + 1, None)
             for position in [p for p in self._ahead if p <= batch.position]:
                 self.replaced += self._ahead.pop(position)
-        if self.replaced > self._limit * max(self.seen, _AT_LEAST):
+        # A substitute may be unreadable too, so even a limit of 1 could be passed: it means none.
+        if self._limit < 1 and self.replaced > self._limit * max(self.seen, _AT_LEAST):
             last = f"; last: {batch.replaced[-1]}" if batch.replaced else ""
             raise TooManyUnreadableError(
                 f"{self.replaced} of {self.seen} samples could not be read, more than "
