@@ -24,7 +24,7 @@ class PredictorAttention(nn.Module):
 
     def forward(self, x_BQE: Tensor, layout: Layout) -> Tensor:
         """Return mixed tokens (B, Q, E)."""
-        qkv = self.qkv(x_BQE).unflatten(2, (3, self.heads, -1))
+        qkv = self.qkv(x_BQE).view(*x_BQE.shape[:2], 3, self.heads, -1)
         return cast(Tensor, self.proj(layout.attend(qkv)))
 
 
@@ -52,7 +52,8 @@ class PredictorBlock(nn.Module):
         shift, scale, gate, shift2, scale2, gate2 = modulation.unsqueeze(1).chunk(6, dim=2)
         mixed = self.attn(self.norm1(x_BQE) * (1 + scale) + shift, layout)
         x_BQE = x_BQE + (1 + gate) * mixed
-        return x_BQE + (1 + gate2) * self.mlp(self.norm2(x_BQE) * (1 + scale2) + shift2)
+        seen = self.norm2(x_BQE) * (1 + scale2) + shift2
+        return x_BQE + (1 + gate2) * cast(Tensor, self.mlp(seen))
 
 
 __all__ = ["PredictorAttention", "PredictorBlock", "layer_norm"]

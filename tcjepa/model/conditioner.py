@@ -78,7 +78,8 @@ class Conditioner(nn.Module):
         weights_BhNSQ = weights_BhNSQ.to(value_BhNSd.dtype)
         if self.fuse == "before_mlp" and self.fusion == "max":
             pooled = attend_max(weights_BhNSQ.flatten(0, 1), value_BhNSd.flatten(0, 1))
-            pooled_BQE = pooled.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+            by_head = pooled.view(-1, self.heads, *pooled.shape[1:])
+            pooled_BQE = by_head.transpose(1, 2).flatten(2)
             return self._finish(x_BQE + pooled_BQE), attention
         added = torch.matmul(weights_BhNSQ.transpose(3, 4), value_BhNSd)  # (B, h, N, Q, d)
         added_BNQE = added.permute(0, 2, 3, 1, 4).flatten(3)

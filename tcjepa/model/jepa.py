@@ -132,7 +132,7 @@ def normalise(images: Tensor) -> Tensor:
 @torch.no_grad()
 def _feature_std(x_BKD: Tensor) -> Tensor:
     """Return the mean over features of their std over batch and patches; 0 at collapse."""
-    return wide(x_BKD).flatten(0, 1).std(0).mean()
+    return wide(x_BKD).flatten(0, 1).std(0, correction=0).mean()
 
 
 @torch.no_grad()

@@ -39,7 +39,8 @@ class Layout:
         """Return the M * T target tokens of `x`, which has the Q tokens along `dim`."""
         if self.shared:
             return x.narrow(dim, self.prefix, self.blocks * self.target)
-        blocks = x.unflatten(dim, (self.blocks, self.prefix + self.target))
+        shape = (self.blocks, self.prefix + self.target)
+        blocks = x.reshape(*x.shape[:dim], *shape, *x.shape[dim + 1 :])
         return blocks.narrow(dim + 1, self.prefix, self.target).flatten(dim, dim + 1)
 
     def attend(self, qkv_BQ3hd: Tensor) -> Tensor:
@@ -49,11 +50,11 @@ class Layout:
             own = qkv_BQ3hd.reshape(B * self.blocks, self.prefix + self.target, 3, h, d)
             query, key, value = own.permute(2, 0, 3, 1, 4)
             return _attend(query, key, value, self._mask(own=True)).reshape(B, Q, h * d)
-        prefix, targets = qkv_BQ3hd.split([self.prefix, self.blocks * self.target], dim=1)
+        prefix, targets = qkv_BQ3hd[:, : self.prefix], qkv_BQ3hd[:, self.prefix :]
         query, key, value = prefix.permute(2, 0, 3, 1, 4)
         seen = _attend(query, key, value, self._mask(own=False))
         # The prefix's keys and values of this very layer serve all blocks: no FLOP is spent twice.
-        own = targets.unflatten(1, (self.blocks, self.target))
+        own = targets.reshape(B, self.blocks, self.target, 3, h, d)
         copies = prefix[:, None, :, 1:].expand(-1, self.blocks, -1, -1, -1, -1)
         key, value = torch.cat([copies, own[:, :, :, 1:]], 2).flatten(0, 1).permute(2, 0, 3, 1, 4)
         query = own[:, :, :, 0].flatten(0, 1).transpose(1, 2)

@@ -85,7 +85,7 @@ def attention_entropy(weights_BNSQ: Tensor, valid_BNS: Tensor, weights_BN: Tenso
 def _entropy(log_p_BNSQ: Tensor, valid_BNS: Tensor) -> Tensor:
     """Return entropies (B, N, Q) over words, normalised to [0, 1]."""
     entropy = -(log_p_BNSQ.exp() * log_p_BNSQ * valid_BNS.unsqueeze(-1)).sum(2)
-    return entropy / valid_BNS.sum(2).clamp_min(2).log().unsqueeze(-1)
+    return entropy / valid_BNS.sum(2).to(entropy.dtype).clamp_min(2).log().unsqueeze(-1)
 
 
 def _weighted(value_BNQ: Tensor, weights_BN: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class AttendMax(torch.autograd.Function):
         return best
 
     @staticmethod
-    def backward(ctx: Any, gradient_BQE: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient_BQE: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradients of weights and values: only winners are followed."""
         weights_BNSQ, value_BNSE, winner = ctx.saved_tensors
         weights, values = [], []

@@ -98,17 +98,14 @@ class Predictor(nn.Module):
         only_targets = False
         for layer, block in enumerate(self.blocks):
             conditioner = self._conditioner(layer)
-            if isinstance(conditioner, Modulator):
-                assert tokens.words is not None and tokens.captions is not None
-                modulation = conditioner(tokens.captions, tokens.words.present)
-                x_BQE = block(x_BQE, layout, modulation)
-                continue
-            x_BQE = block(x_BQE, layout)
-            if conditioner is not None:
+            modulation = None
+            if conditioner is not None and tokens.captions is not None:
+                modulation = conditioner(tokens.captions, cast(Words, tokens.words).present)
+            x_BQE = block(x_BQE, layout, modulation)
+            if conditioner is not None and modulation is None:
                 only_targets = layer == len(self.blocks) - 1
-                x_BQE, attention = conditioner(
-                    x_BQE, tokens.words, layout if only_targets else None
-                )
+                last = layout if only_targets else None
+                x_BQE, attention = conditioner(x_BQE, tokens.words, last)
                 attentions.append(attention)
         if not only_targets:
             x_BQE = layout.targets(x_BQE)

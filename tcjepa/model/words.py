@@ -54,7 +54,7 @@ class Words:
         total_UF = (wide(self.words) * valid_US1).sum(1)
         mean_UF = total_UF / valid_US1.sum(1).clamp_min(1)
         table = torch.cat([mean_UF.to(self.null.dtype), self.null.unsqueeze(0)])
-        return table.index_select(0, self.index.flatten()).unflatten(0, self.index.shape)
+        return table.index_select(0, self.index.flatten()).view(*self.index.shape, -1)
 
     def as_one_caption(self) -> Words:
         """Return each image's captions as one caption, whose words are the caption embeddings."""

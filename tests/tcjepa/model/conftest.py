@@ -11,10 +11,11 @@ TEXT_WIDTH = 12
 
 @pytest.fixture
 def make_config():
-    def make(text: TextConditioning | None = None, **changes) -> ModelConfig:
-        return ModelConfig(
-            encoder_kwargs=TINY, predictor=PredictorConfig(width=16, depth=2), text=text, **changes
-        )
+    def make(
+        text: TextConditioning | None = None, *, share_context: bool = False, **changes
+    ) -> ModelConfig:
+        predictor = PredictorConfig(width=16, depth=2, share_context=share_context)
+        return ModelConfig(encoder_kwargs=TINY, predictor=predictor, text=text, **changes)
 
     return make
 
