@@ -8,6 +8,7 @@ gradient, its optimizer state and its EMA copy; one residual block at a time is 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -132,6 +133,8 @@ def shard(model: TCJEPA, world: World, compute_dtype: torch.dtype | None) -> Non
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # It warns that outputs are views; nothing here changes a tensor of the forward pass in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(world.device.type, (world.size,))
     # Autocast decides what is computed in which precision, as it does without sharding.
     policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
@@ -148,7 +151,6 @@ def _replicate(objective: nn.Module, config: TrainSection) -> nn.Module:
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
         bucket_cap_mb=BUCKET_MIB,
-        static_graph=True,
     )
 
 

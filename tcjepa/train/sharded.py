@@ -10,6 +10,7 @@ folder, written last, holds the SHA-256 of every file. DCP's own `.metadata` is 
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,10 @@ def read(folder: Path) -> Flat:
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in _entries(folder).items()
     }
-    load(flat, storage_reader=FileSystemReader(folder), no_dist=True)
+    with warnings.catch_warnings():
+        # That it reads in a single process is what was asked for.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(flat, storage_reader=FileSystemReader(folder), no_dist=True)
     return flat
 
 

@@ -12,14 +12,20 @@ import yaml
 
 from pipeline.settings import load
 from tcjepa.config import TrainConfig
-from tests.tcjepa.shards import write_shards
+from tests.tcjepa.shards import Caption, caption, write_shards
 
 ROOT = Path(__file__).parents[3]
 
 
+def some_captions(number: int) -> list[Caption]:
+    """Return none, one or two captions, of different lengths."""
+    texts = ["a red star", f"the {'very ' * (number % 4)}small blue ring number {number}"]
+    return [caption(text) for text in texts[: (number * 7) % 5 % 3]]
+
+
 def write_config(folder: Path, **train: Any) -> Path:
     """Write shards of 40 images and a config to train on them; return the config's path."""
-    write_shards(folder / "shards", 40, size=(40, 40), shard_size=16)
+    write_shards(folder / "shards", 40, some_captions, size=(40, 40), shard_size=16)
     config = {
         "run": str(folder / "run"),
         "data": {"shards": str(folder / "shards"), "image_size": 32, "workers": 0, "window": 1},
@@ -50,10 +56,11 @@ def tiny_config(folder: Path, *overrides: str) -> TrainConfig:
     return load(TrainConfig, path if path.exists() else write_config(folder), overrides)
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """Start `python -m tcjepa …` as a process of its own."""
+def start(*arguments: str | Path, ranks: int = 1, module: str = "tcjepa") -> subprocess.Popen[str]:
+    """Start `python -m tcjepa …` as a process of its own, or as several under torchrun."""
+    launcher = ["torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone", "-m"]
     return subprocess.Popen(
-        [sys.executable, "-m", "tcjepa", *map(str, arguments)],
+        [sys.executable, "-m", *(launcher if ranks > 1 else []), module, *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -62,7 +69,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], timeout: float = 600) -> tuple[int, str]:
     """Wait for a process; return its exit code and everything it printed."""
     out, error = process.communicate(timeout=timeout)
     return process.returncode, out + error

@@ -1,0 +1,32 @@
+"""Trains several runs one after another in the same ranks, for tests: starting ranks is slow.
+
+`torchrun -m tests.tcjepa.train.scenarios CONFIG NAME:key=value,key=value …` writes each run into the
+folder NAME beside the config.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipeline.settings import load
+from tcjepa.config import TrainConfig
+from tcjepa.train import distributed
+from tcjepa.train.distributed import World
+from tcjepa.train.loop import train
+from tcjepa.train.run import Run
+
+
+def run_scenarios(config: Path, scenarios: list[str], world: World) -> None:
+    """Train the named scenarios to their last step, or on from where they stand."""
+    for scenario in scenarios:
+        name, _, given = scenario.partition(":")
+        overrides = [f"run={config.parent / name}", *filter(None, given.split(","))]
+        train(Run(load(TrainConfig, config, overrides), world, lambda _: None))
+        distributed.wait(world)
+
+
+if __name__ == "__main__":
+    ranks = distributed.start("cpu")
+    run_scenarios(Path(sys.argv[1]), sys.argv[2:], ranks)
+    distributed.stop()

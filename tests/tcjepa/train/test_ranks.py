@@ -1,0 +1,119 @@
+"""Ranks, sharding, accumulation, recomputation, loader workers: the same samples and losses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.storage import Directory
+from tcjepa.train import checkpoint, trace
+from tcjepa.train.distributed import World
+from tcjepa.train.log import read
+from tests.tcjepa.train.runs import finish, start, write_config
+from tests.tcjepa.train.scenarios import run_scenarios
+
+CPU = World(0, 1, 0, 1, torch.device("cpu"))
+
+ONE_RANK = [
+    "one:",
+    "uneven:train.micro_batch=3",
+    "recomputed:train.activation_checkpointing=true",
+    "clipped:train.clip_grad=0.5",
+]
+#: What several ranks do, and the run on one rank that it must equal.
+SEVERAL_RANKS = {
+    "ddp": "one",
+    "fsdp2:train.parallel=fsdp2": "one",
+    "ddp_parts:train.micro_batch=1": "one",
+    "fsdp2_parts:train.parallel=fsdp2,train.micro_batch=1,train.activation_checkpointing=true": (
+        "one"
+    ),
+    "ddp_clipped:train.clip_grad=0.5,train.activation_checkpointing=true": "clipped",
+    "fsdp2_clipped:train.parallel=fsdp2,train.clip_grad=0.5,train.async_save=true": "clipped",
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the config of runs of 6 steps, some already trained on one rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    path = write_config(folder, steps=6, trace=True, monitor_every=3, seed=3)
+    run_scenarios(path, ONE_RANK, CPU)
+    return path
+
+
+def samples(run: Path) -> list[list[str]]:
+    """Return the uids of each step's global batch, in order of position."""
+    steps: dict[int, list[str]] = {}
+    for line in trace.read(run):
+        steps.setdefault(line.step, []).extend(line.uids)
+    return [steps[step] for step in sorted(steps)]
+
+
+def exact_losses(run: Path) -> list[tuple[int, float]]:
+    return [(line.step, line.loss) for line in trace.read(run)]
+
+
+def assert_same_training(run: Path, expected: Path) -> None:
+    """Same samples per step; losses, their terms and the gradient's norm within rounding."""
+    assert samples(run) == samples(expected)
+    for own, other in zip(read(run), read(expected), strict=True):
+        for key in ("loss", "predict", "sparse", "consistency", "grad_norm"):
+            assert own[key] == pytest.approx(other[key], rel=2e-5), (own["step"], key)
+
+
+def assert_same_end(run: Path, expected: Path) -> None:
+    """The target encoders, whole, differ by rounding only."""
+    ends = [checkpoint.resolve(path, print) for path in (run, expected)]
+    for key, value in ends[1].model.items():
+        torch.testing.assert_close(ends[0].model[key], value, rtol=1e-3, atol=2e-4)
+
+
+def test_micro_batches_of_any_size_are_the_large_batch(config: Path) -> None:
+    assert_same_training(config.parent / "uneven", config.parent / "one")
+    assert_same_end(config.parent / "uneven", config.parent / "one")
+
+
+def test_recomputed_activations_change_no_bit(config: Path) -> None:
+    assert exact_losses(config.parent / "recomputed") == exact_losses(config.parent / "one")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_several_ranks_follow_one(config: Path, ranks: int) -> None:
+    given = [f"{ranks}_{scenario}" for scenario in SEVERAL_RANKS]
+    module = "tests.tcjepa.train.scenarios"
+    code, said = finish(start(config, *given, ranks=ranks, module=module))
+    assert code == 0, said
+    for scenario, expected in SEVERAL_RANKS.items():
+        run = config.parent / f"{ranks}_{scenario.partition(':')[0]}"
+        assert [line.rank for line in trace.read(run)] == list(range(ranks)) * 6
+        assert_same_training(run, config.parent / expected)
+        assert_same_end(run, config.parent / expected)
+        sharded = "fsdp2" in scenario
+        assert checkpoint.path_of(Directory(run), "step-00000006").is_dir() == sharded
+
+
+def test_loader_workers_change_no_bit(config: Path) -> None:
+    workers = os.environ.get("WORKERS", "8")
+    code, said = finish(
+        start("pretrain", config, f"run={config.parent / 'workers'}", f"data.workers={workers}")
+    )
+    assert code == 0, said
+    one = (config.parent / "one" / trace.TRACE_FILE).read_bytes()
+    assert (config.parent / "workers" / trace.TRACE_FILE).read_bytes() == one
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_a_run_moves_between_numbers_of_ranks(config: Path, parallel: str) -> None:
+    """Two steps each on 2, 1 and 4 ranks, out of time in between, are six steps on one."""
+    run = config.parent / f"moving_{parallel}"
+    own = [f"run={run}", f"train.parallel={parallel}", "train.log_every=2"]
+    for ranks in (2, 1, 4):
+        limit = ["train.max_minutes=1e-9"] if ranks != 4 else []
+        code, said = finish(start("pretrain", config, *own, *limit, ranks=ranks))
+        assert code == 0, said
+    assert [line.rank for line in trace.read(run)] == [0, 1] * 2 + [0] * 2 + [0, 1, 2, 3] * 2
+    assert_same_training(run, config.parent / "one")
