@@ -20,7 +20,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 10.0, 22.0
 #: Points of a line; more readings are averaged, and their range is drawn as a band.
 _POINTS = 180
 #: A single wild reading must not flatten all others: the axis ends at these quantiles of the means.
-_LOW, _HIGH = 0.005, 0.995
+_LOW, _HIGH = 0.005, 0.97
 
 
 @dataclass(frozen=True)

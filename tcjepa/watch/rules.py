@@ -56,7 +56,7 @@ _STD: Final = (
     "SimSiam (Chen & He 2021, Fig. 2): 0 at collapse, 1 where features spread evenly; the limit is "
     "ours: demo runs that learn keep 0.5 to 0.7, one without an average (train.ema=0) 0.13 to 0.2"
 )
-_OURS: Final = "ours, from runs of the demo: see docs/training.md"
+
 
 RULES: Final = (
     Rule(
@@ -78,9 +78,11 @@ RULES: Final = (
         "all patches have nearly the same target", _COLLAPSE, _STD, after_warmup=True,
     ),
     Rule(
-        "text", "monitor/text_gain_share", "below", 0.0005, 0.001, 3, "value",
+        "text", "monitor/text_gain_share", "below", 0.01, 0.02, 3, "value",
         "the predictor does as well with other images' captions: the text path is dead or the "
-        "captions say nothing of their images", _TEXT, _OURS, after_warmup=True,
+        "captions say nothing of their images", _TEXT,
+        "ours: 0.12 and more in demo runs that learn, 0.006 and less with all captions swapped",
+        after_warmup=True,
     ),
     Rule(
         "text", "positive_share", "below", 0.001, 0.01, 50, "value",
