@@ -1,7 +1,7 @@
 """Trains several runs one after another in the same ranks, for tests: starting ranks is slow.
 
-`torchrun -m tests.tcjepa.train.scenarios CONFIG NAME:key=value,key=value …` writes each run into the
-folder NAME beside the config.
+`torchrun -m tests.tcjepa.train.scenarios CONFIG NAME:key=value,key=value …` writes each run into
+a folder NAME beside the config.
 """
 
 from __future__ import annotations
