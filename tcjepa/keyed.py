@@ -9,7 +9,8 @@ of a run is therefore built from raw Philox words and a stable argsort, never fr
 from __future__ import annotations
 
 import hashlib
-from typing import Final, TypeAlias
+import threading
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,18 @@ Bits: TypeAlias = NDArray[np.uint64]
 
 _SEPARATOR: Final = b"\x1f"
 _TO_UNIT: Final = 2.0**-53
+_WORD: Final = 2**64 - 1
+
+
+class _Local(threading.local):
+    """A thread's generator, and the state of a new one with a key to fill in."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.Philox(key=0)
+        self.state: Any = self.generator.state
+
+
+_LOCAL: Final = _Local()
 
 
 def key(*parts: int | str) -> int:
@@ -30,12 +43,20 @@ def key(*parts: int | str) -> int:
 
 def bits(philox_key: int, count: int) -> Bits:
     """Return `count` uniform 64-bit words (count,) uint64."""
-    return np.asarray(np.random.Philox(key=philox_key).random_raw(count), dtype=np.uint64)
+    local = _LOCAL
+    local.state["state"]["key"][:] = philox_key & _WORD, philox_key >> 64
+    local.generator.state = local.state  # a new generator would take six times as long
+    return np.asarray(local.generator.random_raw(count), dtype=np.uint64)
 
 
 def uniform(philox_key: int, count: int) -> NDArray[np.float64]:
     """Return `count` numbers in [0, 1), (count,) float64, with 53 random bits each."""
     return (bits(philox_key, count) >> np.uint64(11)).astype(np.float64) * _TO_UNIT
+
+
+def draws(philox_key: int, count: int) -> list[float]:
+    """Return `uniform`'s numbers as a list; the faster of the two for a handful."""
+    return [(word >> 11) * _TO_UNIT for word in bits(philox_key, count).tolist()]
 
 
 def permutation(philox_key: int, count: int) -> NDArray[np.int64]:

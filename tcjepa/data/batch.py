@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -12,22 +14,24 @@ from torch import Tensor
 
 from pipeline.schema import Caption, Sample
 from tcjepa import keyed
-from tcjepa.data.augment import random_crop
+from tcjepa.data.augment import Box, crop_box, crop_into
 from tcjepa.data.captions import choose
 from tcjepa.data.config import DataConfig
-from tcjepa.data.decode import Pixels, SampleError, decode
+from tcjepa.data.decode import OpenedImage, Pixels, SampleError, Scratch, open_image
+from tcjepa.data.errors import TooManyUnreadableError
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.reader import ShardReader
 from tcjepa.noise import CaptionNoise
 
 _SUBSTITUTES: Final = 32
+_DRAFTED: Final = 32
 
 
 @dataclass(frozen=True)
 class Batch:
     """One rank's share of a global batch; B images of H x W pixels."""
 
-    images: Tensor  # (B, 3, H, W) uint8, cropped and resized
+    images: Tensor  # (B, 3, H, W) uint8, cropped and resized; colours innermost in memory
     captions: list[list[str]]  # B lists of 0..N captions, noise applied
     rows: Tensor  # (B,) int64, rows of the index (of the substitute where one was needed)
     position: int  # global position of the first sample of the *global* batch
@@ -46,6 +50,14 @@ class Task(NamedTuple):
     rows: tuple[int, ...]
 
 
+class _Draft(NamedTuple):
+    """A sample before its pixels: the opened image, its crop, and its captions."""
+
+    image: OpenedImage
+    box: Box
+    captions: list[str]
+
+
 class BatchBuilder:
     """Builds batches; a batch is a pure function of (selection, config, seed, task)."""
 
@@ -53,59 +65,80 @@ class BatchBuilder:
         self.index, self.config, self.seed = index, config, seed
         self.reader = ShardReader(index, config.cache_bytes)
         self.noise = CaptionNoise(config.noise, index)
+        self._scratch = Scratch()
 
     def __getitem__(self, task: Task) -> Batch:
-        """Return the batch of a task; `DataLoader` calls this in a worker."""
-        size = self.config.image_size
-        images = np.empty((len(task.rows), 3, size, size), dtype=np.uint8)
+        """Return the batch of a task; `DataLoader` calls this in a worker.
+
+        Samples are drafted some at a time before their pixels are decoded. Decoding an image sweeps
+        the processor's caches: between two images the same Python takes twice as long.
+        """
+        images = _empty_images(len(task.rows), self.config.image_size)
+        pixels = images.numpy()
         captions: list[list[str]] = []
         rows = list(task.rows)
         replaced: list[tuple[str, str]] = []
-        for place, (epoch, row) in enumerate(zip(task.epochs, task.rows, strict=True)):
-            rows[place], pixels, texts = self._readable(epoch, row, replaced)
-            images[place] = pixels
-            captions.append(texts)
+        for start in range(0, len(rows), _DRAFTED):
+            places = range(start, min(start + _DRAFTED, len(rows)))
+            drafts = [self._try_draft(task.epochs[place], rows[place]) for place in places]
+            for place, draft in zip(places, drafts, strict=True):
+                rows[place], texts = self._finish(
+                    task.epochs[place], rows[place], draft, pixels[place], replaced
+                )
+                captions.append(texts)
         return Batch(
-            images=torch.from_numpy(images),
+            images=images.permute(0, 3, 1, 2),
             captions=captions,
             rows=torch.tensor(rows, dtype=torch.int64),
             position=task.position,
             replaced=replaced,
         )
 
-    def _readable(
-        self, epoch: int, row: int, replaced: list[tuple[str, str]]
-    ) -> tuple[int, Pixels, list[str]]:
-        """Return (row, pixels, captions) of a row, or of the first readable substitute.
+    def _try_draft(self, epoch: int, row: int) -> _Draft | SampleError:
+        try:
+            return self._draft(epoch, row)
+        except SampleError as error:
+            return error
 
-        Substitutes are a sequence keyed by (seed, epoch, uid), so every rerun takes the same.
+    def _draft(self, epoch: int, row: int) -> _Draft:
+        config = self.config
+        data, image_format, sample = self.reader.image_and_sample(row)
+        image = open_image(data, image_format, config.max_pixels)
+        crop_key = keyed.key("crop", self.seed, epoch, sample["uid"])
+        box = crop_box(image.height, image.width, config.crop_scale, config.crop_ratio, crop_key)
+        return _Draft(image, box, self._captions(epoch, row, sample))
+
+    def _finish(
+        self,
+        epoch: int,
+        row: int,
+        draft: _Draft | SampleError,
+        out: Pixels,
+        replaced: list[tuple[str, str]],
+    ) -> tuple[int, list[str]]:
+        """Write the crop of a row, or of its first readable substitute; return (row, captions).
+
+        `out` is (size, size, 3). Substitutes are a sequence keyed by (seed, epoch, uid), so every
+        rerun takes the same.
         """
-        candidate = row
-        substitutes = None
-        for attempt in range(_SUBSTITUTES + 1):
+        for candidate, found in chain([(row, draft)], self._substitutes(epoch, row)):
             try:
-                return candidate, *self._load(epoch, candidate)
+                if isinstance(found, SampleError):
+                    raise found
+                crop_into(out, found.image, found.box, self._scratch)
+                return candidate, found.captions
             except SampleError as error:
                 replaced.append((self.index.entry(candidate).uid, str(error)))
-            if substitutes is None:
-                uid = self.index.entry(row).uid
-                words = keyed.bits(keyed.key("substitute", self.seed, epoch, uid), _SUBSTITUTES)
-                substitutes = (words % np.uint64(len(self.index))).tolist()
-            candidate = substitutes[min(attempt, _SUBSTITUTES - 1)]
-        raise RuntimeError(
+        raise TooManyUnreadableError(
             f"row {row} and its {_SUBSTITUTES} substitutes are all unreadable, the last because: "
             f"{replaced[-1][1]}"
         )
 
-    def _load(self, epoch: int, row: int) -> tuple[Pixels, list[str]]:
-        config = self.config
-        data, image_format, sample = self.reader.image_and_sample(row)
-        pixels = decode(data, image_format, config.max_pixels)
-        crop_key = keyed.key("crop", self.seed, epoch, sample["uid"])
-        crop = random_crop(
-            pixels, config.image_size, config.crop_scale, config.crop_ratio, crop_key
-        )
-        return crop, self._captions(epoch, row, sample)
+    def _substitutes(self, epoch: int, row: int) -> Iterator[tuple[int, _Draft | SampleError]]:
+        uid = self.index.entry(row).uid
+        words = keyed.bits(keyed.key("substitute", self.seed, epoch, uid), _SUBSTITUTES)
+        for candidate in (words % np.uint64(len(self.index))).tolist():
+            yield candidate, self._try_draft(epoch, candidate)
 
     def _captions(self, epoch: int, row: int, sample: Sample) -> list[str]:
         captions, uid = sample["captions"], sample["uid"]
@@ -114,3 +147,17 @@ class BatchBuilder:
 
     def _captions_of(self, row: int) -> Sequence[Caption]:
         return self.reader.sample(row)["captions"]
+
+
+def _empty_images(count: int, size: int) -> Tensor:
+    """Return an empty batch (count, size, size, 3) uint8.
+
+    In a worker process it lies in shared memory from the start, as in torch's `default_collate`:
+    sending any other tensor would copy it there. Elsewhere numpy's memory is better than torch's,
+    for numpy asks the system for huge pages.
+    """
+    shape = (count, size, size, 3)
+    if torch.utils.data.get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, dtype=np.uint8))
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]

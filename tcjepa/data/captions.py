@@ -23,6 +23,8 @@ def eligible(captions: Sequence[Caption], config: DataConfig) -> list[int]:
     A caption without a quality score is admitted: nobody judged it.
     """
     sources, least = config.caption_sources, config.min_caption_quality
+    if sources is None and least is None:
+        return list(range(len(captions)))
     numbers = []
     for number, caption in enumerate(captions):
         if sources is not None and not any(fnmatchcase(caption["source"], s) for s in sources):
@@ -45,12 +47,13 @@ def choose(
     numbers = eligible(captions, config)
     if not numbers or config.captions_per_image == 0:
         return []
-    draws = keyed.uniform(keyed.key("captions", seed, epoch, uid), len(captions))[numbers]
+    draws = keyed.draws(keyed.key("captions", seed, epoch, uid), len(captions))
+    times = {number: draws[number] for number in numbers}
     if config.caption_sampling == "quality":
         scores = [captions[number]["scores"].get("quality") for number in numbers]
-        draws = _race(draws, scores)
-    order = np.argsort(draws, kind="stable")[: config.captions_per_image]
-    return [numbers[int(place)] for place in order]
+        race = _race(np.array(list(times.values())), scores)
+        times = dict(zip(numbers, race.tolist(), strict=True))
+    return sorted(numbers, key=times.__getitem__)[: config.captions_per_image]
 
 
 def _race(draws: NDArray[np.float64], scores: list[float | None]) -> NDArray[np.float64]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -83,7 +84,9 @@ class ShardIndex:
         columns = self.table.select(list(Entry._fields))
         self._batches = columns.to_batches()
         lengths = [batch.num_rows for batch in self._batches]
-        self._ends = np.cumsum(np.array(lengths, dtype=np.int64))
+        self._ends: list[int] = np.cumsum(np.array(lengths, dtype=np.int64)).tolist()
+        # Numbers by numpy: an Arrow scalar takes ten times as long.
+        self._readers = [[_item(column) for column in batch.columns] for batch in self._batches]
         spans = _map(opened.spans)
         self.shards: list[str] = spans.column("shard").to_pylist()
         self.shard_sizes: NDArray[np.int64] = spans.column("rows").to_numpy()
@@ -146,10 +149,9 @@ class ShardIndex:
         """Return where the sample of a row is; raises `IndexError`."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of an index of {len(self)}")
-        chunk = int(np.searchsorted(self._ends, row, side="right"))
-        batch = self._batches[chunk]
-        place = row - int(self._ends[chunk]) + batch.num_rows
-        return Entry(*(column[place].as_py() for column in batch.columns))
+        chunk = bisect_right(self._ends, row)
+        place = row - self._ends[chunk] + self._batches[chunk].num_rows
+        return Entry(*[read(place) for read in self._readers[chunk]])
 
     def uid_bits(self) -> Bits:
         """Return the first 64 bits of every uid, (rows,) uint64."""
@@ -192,6 +194,13 @@ def _copy_index(remote: Remote, sink: IO[bytes], cache_dir: Path) -> None:
         for block in remote.blocks(INDEX_FILE, remote.size(INDEX_FILE)):
             sink.write(block)
         sink.flush()
+
+
+def _item(column: pa.Array) -> Callable[[int], Any]:
+    """Return what reads a value of a column as a Python object."""
+    if pa.types.is_integer(column.type):
+        return column.to_numpy().item  # type: ignore[no-any-return]
+    return lambda place: column[place].as_py()
 
 
 def _sha256(path: Path) -> str:

@@ -19,6 +19,13 @@ def test_streams_never_change() -> None:
     assert keyed.mix(np.array([0, 1], dtype=np.uint64), 5).tolist() == GOLDEN_MIX
 
 
+@given(st.lists(st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 9)), max_size=5))
+def test_bits_are_a_new_generators(calls: list[tuple[int, int]]) -> None:
+    for some_key, count in calls:
+        fresh = np.random.Philox(key=some_key).random_raw(count)
+        assert keyed.bits(some_key, count).tolist() == fresh.tolist()
+
+
 def test_key_tells_parts_and_types_apart() -> None:
     keys = [keyed.key(1), keyed.key("1"), keyed.key(1, 1), keyed.key(11), keyed.key("1", "1")]
     assert len(set(keys)) == len(keys)

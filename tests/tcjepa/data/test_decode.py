@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tcjepa.data.decode import SampleError, decode
+from tcjepa.data.decode import DIVISORS, SampleError, Scratch, decode, open_image
 from tests.tcjepa.shards import image
 
 MAX = 1_000_000
@@ -75,3 +75,37 @@ def test_pixel_limit_is_judged_before_decoding(image_format: str) -> None:
 def test_refusals(data: bytes, image_format: str, message: str) -> None:
     with pytest.raises(SampleError, match=message):
         decode(data, image_format, MAX)
+
+
+@pytest.mark.parametrize("divisor", DIVISORS)
+def test_smaller_versions(divisor: int) -> None:
+    data = image(3, 203, 147)
+    pixels = open_image(data, "jpg", MAX).pixels(divisor)
+    assert pixels.shape == (-(-147 // divisor), -(-203 // divisor), 3)
+    whole = Image.fromarray(decode(data, "jpg", MAX)[: 8 * 18, : 8 * 25])
+    plain = np.asarray(whole.reduce(divisor), dtype=float)
+    height, width = plain.shape[:2]
+    assert np.abs(pixels[:height, :width] - plain).mean() < 2
+    # Formats without smaller versions give what they have.
+    png = image(3, 31, 47, "png")
+    assert np.array_equal(open_image(png, "png", MAX).pixels(divisor), decode(png, "png", MAX))
+
+
+def test_a_scratch_holds_one_image_at_a_time() -> None:
+    scratch = Scratch()
+    for number, (width, height) in enumerate([(61, 47), (200, 300), (31, 20), (2500, 2400)]):
+        data = image(number, width, height)
+        pixels = open_image(data, "jpg", 10**7).pixels(1, scratch)
+        assert pixels.shape == (height, width, 3)
+        assert np.array_equal(pixels, decode(data, "jpg", 10**7))
+    kept = scratch.room(1)
+    assert kept is not None and len(kept) < 3 * 2500 * 2400  # the largest got its own memory
+    assert scratch.room(3 * 2500 * 2400) is None
+
+
+def test_damage_behind_the_header_is_found_when_decoding() -> None:
+    data = image(1, 64, 48)[:-300]
+    opened = open_image(data, "jpg", MAX)
+    for scratch in (None, Scratch()):
+        with pytest.raises(SampleError, match="undecodable"):
+            opened.pixels(2, scratch)
