@@ -26,8 +26,6 @@ from tcjepa.data.prefetch import ShardPrefetcher
 #: Seconds a worker lives on after SIGTERM. Schedulers signal every process of a job at once, and
 #: the trainer wants to finish its step and save before its workers are gone.
 _GRACE: Final = 60
-#: How `DataLoader` words the death of a worker.
-_DIED: Final = "exited unexpectedly"
 _END: Final = object()
 
 
@@ -177,8 +175,8 @@ def run_tasks(dataset: Any, tasks: Sequence[Any], workers: int, prefetch: int) -
     while True:
         try:
             result = next(results, _END)
-        except RuntimeError as error:
-            if _DIED not in str(error) and "killed by signal" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _tells_of_death(error):
                 raise
             raise WorkerDiedError(
                 f"a loader process died ({error}); most often the kernel killed it for want of "
@@ -190,6 +188,18 @@ def run_tasks(dataset: Any, tasks: Sequence[Any], workers: int, prefetch: int) -
         if result is _END:
             return
         yield result
+
+
+def _tells_of_death(error: Exception) -> bool:
+    """Return whether an error of `DataLoader` means that a worker is gone.
+
+    It says so itself, unless it was just receiving a batch, whose memory the worker hands over
+    through a socket: then the socket breaks. Errors raised by a worker's code name the worker.
+    """
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return "exited unexpectedly" in text or "killed by signal" in text
+    return "in DataLoader worker process" not in text
 
 
 class _Courier(Dataset[Any]):
