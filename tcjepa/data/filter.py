@@ -58,6 +58,13 @@ def parse(text: str, schema: pa.Schema) -> list[Clause]:
     return clauses
 
 
+def columns_of(clause: Clause, schema: pa.Schema) -> list[str]:
+    """Return the columns that a clause of `parse` looks at, in schema order."""
+    nodes = ast.walk(ast.parse(clause.text, mode="eval"))
+    named = {ast.unparse(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute)}
+    return [name for name in schema.names if name in named]
+
+
 def conjunction(clauses: Sequence[Clause]) -> pc.Expression:
     """Return the expression that holds where every clause does."""
     whole = pc.scalar(True)

@@ -24,6 +24,7 @@ from pipeline.schema import INDEX_FILE, UID_LENGTH, SchemaError, check_index
 from pipeline.settings import ConfigError
 from pipeline.storage import Directory
 from tcjepa.data.config import DataConfig, cache_folder
+from tcjepa.data.emptiness import explain_empty
 from tcjepa.data.filter import Clause, conjunction, parse
 from tcjepa.data.remote import Access, Remote
 from tcjepa.data.staging import room_for, staged, sweep, temporary
@@ -224,7 +225,7 @@ def _write_selection(
     with staged(mapped) as sink, room_for(mapped):
         found = _copy(path, conjunction(clauses), sink)
         if found.num_rows == 0:
-            raise ConfigError(_explain_empty(path, clauses, config))
+            raise ConfigError(explain_empty(_chunks(path), clauses, config))
         with staged(spans) as beside, pa.ipc.new_file(beside, found.schema) as writer:
             writer.write_table(found)
 
@@ -274,30 +275,6 @@ def _check_rows(table: pa.Table) -> None:
         pc.match_substring_regex(uid, f"^[0-9a-f]{{{UID_LENGTH}}}$"), min_count=0
     ).as_py():
         raise SchemaError(f"shard index has uids that are not {UID_LENGTH} lower-case hex digits")
-
-
-def _explain_empty(path: Path, clauses: list[Clause], config: DataConfig) -> str:
-    """Say how many rows each clause leaves, alone and after those before it."""
-    alone = np.zeros(len(clauses), dtype=np.int64)
-    after = np.zeros(len(clauses), dtype=np.int64)
-    total = 0
-    splits: set[str] = set()
-    for chunk in _chunks(path):
-        total += chunk.num_rows
-        splits.update(chunk.column("split").unique().to_pylist())
-        left = chunk
-        for number, clause in enumerate(clauses):
-            alone[number] += chunk.filter(clause.expression).num_rows
-            left = left.filter(clause.expression)
-            after[number] += left.num_rows
-    lines = [
-        f"  {clause.text}: {alone[number]} rows by itself, {after[number]} left after it"
-        for number, clause in enumerate(clauses)
-    ]
-    return (
-        f"data: no row of {config.shards} is left of {total}:\n" + "\n".join(lines)
-        + f"\n  splits present: {', '.join(sorted(splits)) or 'none'}"
-    )  # fmt: skip
 
 
 def _map(path: Path) -> pa.Table:

@@ -78,11 +78,42 @@ def test_empty_selection_says_which_clause_emptied_it(tmp_path: Path, samples: l
     with pytest.raises(ConfigError) as error:
         ShardIndex.open(config_of(tmp_path, filter="n_captions >= 2 and meta.label > 9"))
     message = str(error.value)
+    assert message.startswith("data.split and data.filter leave no row of the 30 in ")
     assert "split == 'train': 22 rows by itself, 22 left" in message
     assert "n_captions >= 2: 10 rows by itself, 7 left" in message
     assert "meta.label > 9: 0 rows by itself, 0 left" in message
-    with pytest.raises(ConfigError, match="splits present: train, val"):
+    assert "  split: train (22), val (8)" in message
+    assert "  n_captions: 0 to 2" in message and "  meta.label: 0 to 3" in message
+    with pytest.raises(ConfigError) as error:
         ShardIndex.open(config_of(tmp_path, split="test"))
+    message = str(error.value)
+    assert message.startswith("data.split leaves no row") and "train (22), val (8)" in message
+
+
+def test_empty_selection_names_values_and_nulls(tmp_path: Path) -> None:
+    write_shards(
+        tmp_path / "shards",
+        12,
+        captions=lambda n: [caption("words", quality=None if n % 3 else 0.25 + n / 100)],
+        meta=lambda n: {"host": f"host{n}"},
+    )
+    with pytest.raises(ConfigError) as error:
+        ShardIndex.open(
+            config_of(
+                tmp_path, filter="quality_best > 0.9 and (meta.host == 'a' or not split == 'x')"
+            )
+        )
+    message = str(error.value)
+    assert "  quality_best: 0.25 to 0.34, null (8)" in message
+    assert "host0 (1)" in message and "4 other values" in message
+
+
+def test_index_without_rows(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 4)
+    path = tmp_path / "shards" / INDEX_FILE
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(ConfigError, match=r"data.shards: the index of .* has no rows at all"):
+        ShardIndex.open(config_of(tmp_path))
 
 
 def test_missing_directory(tmp_path: Path) -> None:
