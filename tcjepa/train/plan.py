@@ -7,6 +7,7 @@ import torch
 from pipeline.storage import Directory
 from tcjepa.config import TrainConfig
 from tcjepa.data.index import ShardIndex
+from tcjepa.data.plan import samples_per_epoch
 from tcjepa.masks import sample_masks
 from tcjepa.model.jepa import TCJEPA
 from tcjepa.text import open_text_encoder
@@ -21,7 +22,8 @@ def describe_plan(config: TrainConfig) -> str:
     Raises `ConfigError` as a run would: missing shards, masks that do not fit, no step left.
     """
     index = ShardIndex.open(config.data)
-    schedule = make_schedule(config.train, len(index))
+    epoch = samples_per_epoch(len(index), config.data.tail, config.train.batch)
+    schedule = make_schedule(config.train, epoch)
     text = open_text_encoder(config.text) if config.model.text else None
     with torch.device("meta"):
         model = TCJEPA(config.model, text.width if text else None)
