@@ -213,7 +213,8 @@ def _inspect(parsed: argparse.Namespace) -> int:
         )
     from tcjepa.data.config import DataConfig
 
-    config = DataConfig(shards=first, split=parsed.split, filter=rest[0] if rest else None)
+    condition = rest[0] if rest else None
+    config = DataConfig(shards=first, split=parsed.split, filter=condition, verify="none")
     print(describe_shards(config, parsed.samples))
     return DONE
 
@@ -275,14 +276,15 @@ def _part(text: str | None) -> tuple[int, int] | None:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+    from tcjepa.bench.command import add_arguments
+
+    add_arguments(parser)
 
 
 def _bench(parsed: argparse.Namespace) -> int:
-    from tcjepa.bench.run import run_benches
+    from tcjepa.bench.command import run
 
-    run_benches(parsed.quick, parsed.json)
+    run(parsed)
     return DONE
 
 

@@ -1,36 +1,29 @@
-"""JPEG decoders, decode and crop, the loader and the index plan, each against the usual way."""
+"""JPEG decoders, decode and crop, and the index plan, each against the usual way."""
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
 from torchvision import io as torchvision_io
-from torchvision.transforms import v2
 
 from pipeline.timing import Bench, Case, measure
 from tcjepa import keyed
-from tcjepa.data.augment import random_crop
+from tcjepa.bench.stock import CROP, STOCK, open_pillow, stock_transform
+from tcjepa.data.augment import Box, crop_box, crop_into, divisor_for, resize_into
 from tcjepa.data.config import DataConfig
-from tcjepa.data.decode import decode
-from tcjepa.data.index import ShardIndex
-from tcjepa.data.loader import make_loader
+from tcjepa.data.decode import OpenedImage, Scratch, open_image
 from tcjepa.data.plan import Plan
 
-CROP = 224
-_BATCH = 32
 _PLAN_BATCH = 2048
 _SHARD_ROWS = 5000
-_PER_CPU_SECOND = "images per CPU second"
+PER_CPU_SECOND = "images per CPU second"
 _MAX_PIXELS = 64_000_000
 
 
@@ -40,61 +33,48 @@ def bench_decode(images: Sequence[bytes], rounds: int) -> Bench:
     arrays = [np.frombuffer(data, np.uint8) for data in images]
     rgb = torchvision_io.ImageReadMode.RGB
     cases = [
-        _each("simplejpeg", images, lambda data: simplejpeg.decode_jpeg(data, colorspace="RGB")),
-        _each("OpenCV", arrays, lambda data: cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)),
-        _each("torchvision.io", tensors, lambda data: torchvision_io.decode_jpeg(data, rgb)),
-        _each("Pillow", images, lambda data: np.asarray(_open(data))),
+        each("simplejpeg", images, lambda data: simplejpeg.decode_jpeg(data, colorspace="RGB")),
+        each("OpenCV", arrays, lambda data: cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)),
+        each("torchvision.io", tensors, lambda data: torchvision_io.decode_jpeg(data, rgb)),
+        each("Pillow", images, lambda data: np.asarray(open_pillow(data))),
     ]
     with one_thread():
         return measure(
-            "JPEG decode", _PER_CPU_SECOND, cases, rounds, baseline="Pillow",
+            "JPEG decode", PER_CPU_SECOND, cases, rounds, baseline="Pillow",
             clock=time.process_time,
         )  # fmt: skip
 
 
-def bench_crop(images: Sequence[bytes], rounds: int) -> Bench:
-    """Compare what the loader does to an image with Pillow and torchvision's transforms."""
-    config = DataConfig(shards="")
-    transform = _transform(config)
+def bench_crop(images: Sequence[bytes], rounds: int, name: str = "decode and crop") -> Bench:
+    """Compare what the loader does to an image with Pillow and torchvision's transforms.
 
-    def ours(data: bytes) -> Any:
-        pixels = decode(data, "jpg", _MAX_PIXELS)
+    Where images are large, also with our own way without libjpeg-turbo's smaller versions.
+    """
+    config = DataConfig(shards="")
+    transform = stock_transform(config)
+    out = np.empty((CROP, CROP, 3), np.uint8)
+    scratch = Scratch()
+
+    def opened(data: bytes) -> tuple[OpenedImage, Box]:
+        image = open_image(data, "jpg", _MAX_PIXELS)
         key = keyed.key("crop", 0, 0, data[:64].hex())
-        return random_crop(pixels, CROP, config.crop_scale, config.crop_ratio, key)
+        return image, crop_box(image.height, image.width, config.crop_scale, config.crop_ratio, key)
+
+    def ours(data: bytes) -> None:
+        crop_into(out, *opened(data), scratch)
+
+    def whole(data: bytes) -> None:
+        image, box = opened(data)
+        resize_into(out, image.pixels(1, scratch), box)
 
     cases = [
-        _each("ours", images, ours),
-        _each("Pillow + torchvision", images, lambda data: transform(_open(data))),
+        each("ours", images, ours),
+        each(STOCK, images, lambda data: transform(open_pillow(data))),
     ]
+    if any(divisor_for(box, CROP) > 1 for _, box in map(opened, images)):
+        cases.insert(1, each("ours, decoded whole", images, whole))
     with one_thread():
-        return measure(
-            "decode and crop", _PER_CPU_SECOND, cases, rounds, baseline="Pillow + torchvision",
-            clock=time.process_time,
-        )  # fmt: skip
-
-
-def bench_loader(shards: Path, samples: int, rounds: int) -> Bench:
-    """Compare batches of images and captions from the same shards, without worker processes."""
-    config = DataConfig(
-        shards=str(shards), image_size=CROP, workers=0, cache_dir=str(shards.parent / "cache")
-    )
-    index = ShardIndex.open(config)
-    steps = samples // _BATCH
-    paths = sorted(str(path) for path in shards.glob("*.tar"))
-
-    def ours() -> int:
-        loader = make_loader(index, config, seed=0, global_batch=_BATCH, steps=steps)
-        return sum(len(batch.images) for batch in loader)
-
-    def stock() -> int:
-        return sum(len(images) for images, _ in _stock_loader(paths, config))
-
-    cases = [Case("ours", ours), Case("webdataset + Pillow + torchvision", stock)]
-    with one_thread():
-        return measure(
-            "loader", _PER_CPU_SECOND, cases, rounds,
-            baseline="webdataset + Pillow + torchvision", clock=time.process_time,
-        )  # fmt: skip
+        return measure(name, PER_CPU_SECOND, cases, rounds, baseline=STOCK, clock=time.process_time)
 
 
 def bench_plan(samples: int, rounds: int) -> Bench:
@@ -133,36 +113,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads[1])
 
 
-def _each(name: str, items: Sequence[Any], work: Callable[[Any], Any]) -> Case:
+def each(name: str, items: Sequence[Any], work: Callable[[Any], Any]) -> Case:
+    """Return the case that does `work` to each of the items."""
+
     def run() -> int:
         for item in items:
             work(item)
         return len(items)
 
     return Case(name, run)
-
-
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def _transform(config: DataConfig) -> Any:
-    crop = v2.RandomResizedCrop(CROP, config.crop_scale, config.crop_ratio, antialias=True)
-    return v2.Compose([crop, v2.PILToTensor()])
-
-
-def _stock_loader(paths: list[str], config: DataConfig) -> Any:
-    import webdataset
-
-    transform = _transform(config)
-
-    def captions(sample: Any) -> list[str]:
-        texts = [caption["text"] for caption in sample["captions"]]
-        return texts[: config.captions_per_image]
-
-    def stack(samples: list[tuple[torch.Tensor, list[str]]]) -> tuple[torch.Tensor, list[Any]]:
-        return torch.stack([image for image, _ in samples]), [texts for _, texts in samples]
-
-    dataset = webdataset.WebDataset(paths, shardshuffle=len(paths)).shuffle(1000)
-    dataset = dataset.decode("pil").to_tuple("jpg", "json").map_tuple(transform, captions)
-    return dataset.batched(_BATCH, collation_fn=stack)

@@ -13,14 +13,21 @@ import torch
 
 from pipeline.timing import Bench, Row
 from tcjepa.bench.images import photograph
+from tcjepa.bench.loader_run import recommend
 from tcjepa.bench.stepping import peak_flops
 from tcjepa.cli import main
+from tests.tcjepa.shards import write_shards
 
 ROWS = {
     "JPEG decode": {"simplejpeg", "OpenCV", "torchvision.io", "Pillow"},
     "decode and crop": {"ours", "Pillow + torchvision"},
     "index plan": {"ours, by windows", "torch.randperm, at once"},
-    "loader": {"ours", "webdataset + Pillow + torchvision"},
+    "loader, one core": {
+        "ours",
+        "bare decode and resize",
+        "bare, one decode buffer",
+        "webdataset + Pillow + torchvision",
+    },
     "model step, demo config": {"TC-JEPA", "I-JEPA"},
 }
 
@@ -44,6 +51,69 @@ def test_quick_bench_reports_every_row(
         check(bench)
         assert f"{bench['name']} [{bench['unit']}]" in table
         assert all(f"  {row['name']} " in table for row in bench["rows"])
+
+
+STOCK = "webdataset + Pillow + torchvision"
+
+
+def test_loader_bench_on_own_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards(tmp_path / "shards", 40, image_format="png", size=(300, 280))
+    target = tmp_path / "bench.json"
+    words = ["--shards", str(tmp_path / "shards"), "--workers", "0", "1", "--json", str(target)]
+    assert main(["bench", "loader", "--quick", *words]) == 0
+    found = json.loads(target.read_text())
+    rows = {b["name"]: {r["name"] for r in b["rows"]} for b in found["benches"]}
+    assert rows["loader, one core"] == {"ours", STOCK}  # no JPEG, so no bare loop
+    assert rows["loader, worker processes"] == {
+        f"{name}, {count} workers" for name in ("ours", STOCK) for count in (0, 1)
+    }
+    assert rows["decode and crop, 512 px"] >= {"ours", "Pillow + torchvision"}
+    for bench in found["benches"]:
+        check(bench)
+    assert found["found"]["data.workers"] in (0, 1)
+    assert found["found"][f"ours / {STOCK}"] > 0
+    assert "data.workers: " in capsys.readouterr().out
+
+
+def test_loader_bench_without_webdataset(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "webdataset", None)  # cannot be imported, as on GPU machines
+    assert main(["bench", "loader", "--quick", "--rounds", "1", "--workers", "0"]) == 0
+    table = capsys.readouterr().out
+    assert "webdataset is not installed here: the stock loader is left out" in table
+    assert STOCK not in table and "ours / bare decode and resize: " in table
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--rounds", "0"], ["--workers", "-1"], ["--shards", "nowhere"], ["--json", "no/where.json"]],
+)
+def test_loader_bench_refuses(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = [str(tmp_path / word) if word == "nowhere" else word for word in words]
+    assert main(["bench", "loader", "--quick", *words]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_advice_follows_from_the_rows() -> None:
+    one = Bench(
+        "loader, one core", "", STOCK,
+        (Row("ours", (40.0, 90.0, 80.0)), Row("bare decode and resize", (50.0, 100.0, 100.0)),
+         Row(STOCK, (10.0, 30.0, 10.0))),
+    )  # fmt: skip
+    many = Bench(
+        "loader, worker processes", "", "ours, 0 workers",
+        (Row("ours, 0 workers", (5.0,)), Row("ours, 2 workers", (9.0,)),
+         Row(f"{STOCK}, 2 workers", (3.0,))),
+    )  # fmt: skip
+    assert recommend([one, many]) == {
+        f"ours / {STOCK}": 4.0,
+        "ours / bare decode and resize": 0.8,
+        "data.workers": 2,
+        f"ours / {STOCK}, 2 workers": 3.0,
+    }
 
 
 def check(bench: dict[str, Any]) -> None:
