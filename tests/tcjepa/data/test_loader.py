@@ -11,11 +11,11 @@ import torch
 
 from pipeline.settings import ConfigError
 from tcjepa import keyed
-from tcjepa.data.augment import random_crop
+from tcjepa.data.augment import crop_box, crop_into
 from tcjepa.data.batch import Batch
 from tcjepa.data.captions import choose
 from tcjepa.data.config import DataConfig, worker_count
-from tcjepa.data.decode import decode
+from tcjepa.data.decode import open_image
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.ledger import SubstitutionLedger, TooManyUnreadableError
 from tcjepa.data.loader import make_loader
@@ -68,19 +68,24 @@ def test_batches_are_the_plan_done_plainly(index: ShardIndex, config: DataConfig
         for place in range(G):
             epoch, row = int(epochs[position]), int(rows[position])
             data, image_format, sample = reader.image_and_sample(row)
-            pixels = decode(data, image_format, 10**6)
+            picture = open_image(data, image_format, 10**6)
             crop_key = keyed.key("crop", 3, epoch, sample["uid"])
-            crop = random_crop(pixels, 24, config.crop_scale, config.crop_ratio, crop_key)
-            assert np.array_equal(batch.images[place].numpy(), crop)
+            box = crop_box(
+                picture.height, picture.width, config.crop_scale, config.crop_ratio, crop_key
+            )
+            crop = np.empty((24, 24, 3), np.uint8)
+            crop_into(crop, picture, box)
+            assert np.array_equal(batch.images[place].numpy(), crop.transpose(2, 0, 1))
             chosen = choose(sample["captions"], config, 3, epoch, sample["uid"])
             assert batch.captions[place] == [sample["captions"][n]["text"] for n in chosen]
             assert int(batch.rows[place]) == row
             position += 1
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_worker_count_changes_nothing(index: ShardIndex, config: DataConfig) -> None:
     plain = batches(index, config)
-    for workers in (1, 2):
+    for workers in (2, 8):
         torch.manual_seed(0)
         expected = torch.rand(1)
         torch.manual_seed(0)
@@ -145,6 +150,37 @@ for batch in loader:
     assert sorted(rows[:N]) == sorted(rows[N : 2 * N]) == list(range(N))
 
 
+def test_dropped_tail(index: ShardIndex, config: DataConfig) -> None:
+    """30 samples in batches of 8: three steps an epoch, six samples left out, others each time."""
+    config = config.model_copy(update={"tail": "drop"})
+    whole = batches(index, config)
+    rows = [torch.cat([b.rows for b in whole[e : e + 3]]).tolist() for e in (0, 3, 6)]
+    assert all(len(set(epoch)) == 24 for epoch in rows)
+    assert len({frozenset(range(N)) - frozenset(epoch) for epoch in rows}) == 3
+    loader = make_loader(index, config, seed=3, global_batch=G, steps=STEPS)
+    state = loader.state_after(whole[3])
+    assert (state.epoch, state.consumed) == (1, 8)
+    assert_same(whole[4:], batches(index, config, state=state, steps=STEPS - 4))
+    smaller = batches(index, config, state=state, global_batch=4, steps=2)
+    assert torch.equal(torch.cat([b.rows for b in smaller]), whole[4].rows)
+    with pytest.raises(ConfigError, match=r"8 samples of epoch 1.*global batches of 3"):
+        batches(index, config, state=state, global_batch=3)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_fewer_samples_and_shards_than_ranks(tmp_path: Path, samples: int) -> None:
+    write_shards(tmp_path / "shards", samples)
+    config = config_of(tmp_path)
+    index = ShardIndex.open(config)
+    parts = [
+        batches(index, config, rank=rank, world_size=4, global_batch=4, steps=3)
+        for rank in range(4)
+    ]
+    seen = [int(parts[rank][step].rows[0]) for step in range(3) for rank in range(4)]
+    for epoch in range(12 // samples):
+        assert sorted(seen[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
+
+
 def test_unequal_ranks_are_refused(index: ShardIndex, config: DataConfig) -> None:
     with pytest.raises(ConfigError, match="multiple of 3"):
         make_loader(index, config, seed=0, global_batch=8, steps=1, world_size=3)
@@ -188,12 +224,15 @@ class TestUnreadable:
 
     def test_too_many_stop_the_run(self, config: DataConfig) -> None:
         index = ShardIndex.open(config)
-        config = config.model_copy(update={"max_bad_share": 0.01})
-        seen = 0
-        with pytest.raises(TooManyUnreadableError, match=r"of 104 samples.*max_bad_share = 0.01"):
-            for _ in make_loader(index, config, seed=0, global_batch=G, steps=100):
-                seen += G
-        assert seen == 96
+        config = config.model_copy(update={"max_bad_share": 0.03})  # three in the first hundred
+        replaced, bad = [], 0
+        with pytest.raises(TooManyUnreadableError, match=r"^4 of .*max_bad_share = 0.03"):
+            for batch in make_loader(index, config, seed=0, global_batch=G, steps=100):
+                replaced += batch.replaced
+        _, rows = Plan(index.shard_sizes, index.fingerprint, 0, 2).rows(0, 2 * N)
+        while np.isin(rows[:bad], self.BAD).sum() < 4:
+            bad += G
+        assert len(replaced) < 4 and bad <= 2 * N
 
     def test_nothing_readable(self, tmp_path: Path) -> None:
         write_shards(tmp_path / "shards", 4, encode=lambda n: b"no image")
