@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from tcjepa.ablate import provenance
 from tcjepa.ablate.plots import plot_curves
 from tcjepa.ablate.results import TRAINING, Outcome, write_outcomes
 from tcjepa.ablate.statistics import Estimate, mean, slope
@@ -16,8 +17,12 @@ REPORT, RESULTS, PLOT = "report.md", "results.jsonl", "curves.png"
 
 
 def write_report(study: StudyConfig, found: Sequence[Outcome]) -> str:
-    """Write results, plot and report into the study's directory; return the report's text."""
+    """Write results, plot and report into the study's directory; return the report's text.
+
+    Raises `ConfigError` if the results are of different code or data and `study.mixed` is false.
+    """
     root = Path(study.run)
+    made_by = provenance.check_same(study, [outcome.trial for outcome in found])
     write_outcomes(root / RESULTS, list(found))
     names = measure_names(found)
     plot_curves(study, found, names, root / PLOT)
@@ -36,6 +41,10 @@ def write_report(study: StudyConfig, found: Sequence[Outcome]) -> str:
             *_slopes(study, found, names),
             "",
             f"![curves]({PLOT})",
+            "",
+            "Made by:",
+            "",
+            *(f"- {line}" for line in made_by),
             "",
         ]
     )

@@ -2,115 +2,157 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.progress import Progress
-from pipeline.settings import ConfigError, load, to_yaml
+from pipeline.settings import ConfigError
+from tcjepa.ablate import provenance
 from tcjepa.ablate.study import StudyConfig, Trial, training_config, trials_of
-from tcjepa.config import TrainConfig, differences
-from tcjepa.train.run import EVALUATION_FILE
+from tcjepa.ablate.trial import TrialBusyError, is_finished, last_lines, start, write_config
 
 Say = Callable[[str], None]
 
 _POLL_SECONDS = 0.5
-_LOG = "output.log"
-_CONFIG = "trial.yaml"
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+#: A trial that fails is run once more: a worker may have been taken away, a disk full for a moment.
+ATTEMPTS = 2
 
 
-def run_trials(study: StudyConfig, base: Path, say: Say) -> list[Trial]:
-    """Train and evaluate every trial that is not finished; return those that failed.
+class Place(Protocol):
+    """Where trials run, some at a time."""
 
-    All configs are checked before the first trial starts; raises `ConfigError`. Each trial resumes
-    from its own checkpoints, so a killed study loses at most what its running trials had not saved.
+    @property
+    def room(self) -> int:
+        """How many more trials may start now."""
+
+    def start(self, trial: Trial) -> None:
+        """Begin a trial."""
+
+    def ended(self) -> list[tuple[Trial, str | None]]:
+        """Return the trials that ended since the last call, with what went wrong or None."""
+
+    def stop(self) -> None:
+        """End what still runs; a trial saves before it exits."""
+
+
+def run_trials(
+    study: StudyConfig, base: Path, say: Say, part: tuple[int, int] | None = None
+) -> list[Trial]:
+    """Train and evaluate every trial that is not finished; return those that failed twice.
+
+    `part` (i, n), i from 1, takes the i-th of n shares of the trials, for one job of an array. All
+    configs are checked before the first trial starts; raises `ConfigError`. Each trial resumes from
+    its own checkpoints, so a killed study loses at most what its running trials had not saved.
     """
-    trials = trials_of(study)
-    for trial in trials:
-        _write_config(study, trial, base)
+    trials = chosen(study, part)
+    for trial in trials_of(study):
+        training_config(study, trial, base)
+    configs = [write_config(study, trial, base) for trial in trials]
     waiting = [trial for trial in trials if not is_finished(trial)]
-    running: dict[Trial, subprocess.Popen[bytes]] = {}
+    if waiting:
+        now = provenance.provenance(configs[0])
+        for trial in waiting:
+            provenance.write(trial, now)
+    place = _place(study)
+    try:
+        return _run(place, trials, waiting, say)
+    finally:
+        place.stop()
+
+
+def chosen(study: StudyConfig, part: tuple[int, int] | None) -> list[Trial]:
+    """Return the trials of a part (i, n), i from 1; all of them for None.
+
+    Raises `ConfigError` for a part that does not exist.
+    """
+    if part is None:
+        return trials_of(study)
+    number, count = part
+    if not 1 <= number <= count:
+        raise ConfigError(f"--part {number}/{count}: parts are 1/{count} to {count}/{count}")
+    return trials_of(study)[number - 1 :: count]
+
+
+def _run(place: Place, trials: list[Trial], waiting: list[Trial], say: Say) -> list[Trial]:
+    tried: dict[Trial, int] = {}
     failed: list[Trial] = []
     with Progress("study", len(trials), "runs", every=60) as progress:
         progress.skip(len(trials) - len(waiting))
-        try:
-            while waiting or running:
-                while waiting and len(running) < study.parallel:
-                    trial = waiting.pop(0)
-                    running[trial] = _start(study, trial)
-                time.sleep(_POLL_SECONDS)
-                for trial in [t for t, process in running.items() if process.poll() is not None]:
-                    lost = running.pop(trial).returncode != 0 or not is_finished(trial)
-                    if lost:
-                        failed.append(trial)
-                        say(f"{trial.arm.name}, seed {trial.seed} failed: {_last_lines(trial)}")
-                    progress.advance(1, int(lost), note=f"{trial.arm.name}, seed {trial.seed}")
-        finally:
-            _stop(running.values())
+        while waiting or tried:
+            while waiting and place.room:
+                trial = waiting.pop(0)
+                tried[trial] = tried.get(trial, 0) + 1
+                place.start(trial)
+            time.sleep(_POLL_SECONDS)
+            for trial, problem in place.ended():
+                name = f"{trial.arm.name}, seed {trial.seed}"
+                if problem is None and is_finished(trial):
+                    progress.advance(1, note=name)
+                elif tried[trial] < ATTEMPTS:
+                    say(f"{name} failed and is run again: {problem or last_lines(trial)}")
+                    waiting.append(trial)
+                    continue
+                else:
+                    say(f"{name} failed: {problem or last_lines(trial)}")
+                    failed.append(trial)
+                    progress.advance(1, 1, note=name)
+                del tried[trial]
     return failed
 
 
-def is_finished(trial: Trial) -> bool:
-    """Return whether the trial has been trained and evaluated."""
-    return (Path(trial.folder) / EVALUATION_FILE).exists()
+def _place(study: StudyConfig) -> Place:
+    if study.scheduler is None:
+        return Processes(study)
+    from tcjepa.ablate.dask_workers import DaskWorkers
+
+    return DaskWorkers(study)
 
 
-def _write_config(study: StudyConfig, trial: Trial, base: Path) -> None:
-    """Write the trial's config; refuse to mix it with what another config left in its folder."""
-    path = Path(trial.folder) / _CONFIG
-    config = training_config(study, trial, base)
-    if path.exists():
-        old = load(TrainConfig, path)
-        changed = differences(old.model_dump(mode="json"), config.model_dump(mode="json"))
-        if old.evaluate != config.evaluate:
-            changed.append("evaluate")
-        if changed:
-            raise ConfigError(
-                f"{trial.folder} holds a trial of another config ({'; '.join(changed)}); "
-                "set run= to another directory or remove that one"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_yaml(config))
+class Processes:
+    """This machine: `study.parallel` processes at a time."""
+
+    def __init__(self, study: StudyConfig) -> None:
+        self._most = study.parallel
+        self._threads = study.threads or max(1, (os.cpu_count() or 1) // study.parallel)
+        self._running: dict[Trial, subprocess.Popen[bytes]] = {}
+        self._refused: list[tuple[Trial, str | None]] = []
+
+    @property
+    def room(self) -> int:
+        """How many more trials may start now."""
+        return self._most - len(self._running)
+
+    def start(self, trial: Trial) -> None:
+        """Begin a trial."""
+        try:
+            self._running[trial] = start(trial, self._threads)
+        except TrialBusyError as error:
+            self._refused.append((trial, str(error)))
+
+    def ended(self) -> list[tuple[Trial, str | None]]:
+        """Return the trials that ended since the last call, with what went wrong or None."""
+        over = [trial for trial, process in self._running.items() if process.poll() is not None]
+        found, self._refused = self._refused, []
+        for trial in over:
+            code = self._running.pop(trial).returncode
+            found.append((trial, None if code == 0 else last_lines(trial)))
+        return found
+
+    def stop(self) -> None:
+        """End what still runs; SIGTERM makes a trial save before it exits."""
+        _end(list(self._running.values()))
 
 
-def _start(study: StudyConfig, trial: Trial) -> subprocess.Popen[bytes]:
-    threads = study.threads or max(1, (os.cpu_count() or 1) // study.parallel)
-    folder = Path(trial.folder)
-    command = [sys.executable, "-m", "tcjepa", "pretrain", str(folder / _CONFIG)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with (folder / _LOG).open("ab") as log:
-        return subprocess.Popen(
-            [*command, f"train.threads={threads}"],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            # Safe: this process has no threads that could hold a lock across the fork.
-            preexec_fn=_follow_parent if sys.platform == "linux" else None,  # noqa: PLW1509
-        )
-
-
-def _follow_parent() -> None:
-    """Have the kernel end this trial when the study is killed: a rerun must find it stopped."""
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
-
-
-def _stop(processes: object) -> None:
-    """End what still runs; SIGTERM makes a trial save before it exits."""
-    alive = [p for p in list(processes) if p.poll() is None]  # type: ignore[call-overload]
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    alive = [process for process in processes if process.poll() is None]
     for process in alive:
         process.terminate()
     for process in alive:
         process.wait()
 
 
-def _last_lines(trial: Trial, count: int = 5) -> str:
-    path = Path(trial.folder) / _LOG
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    return " | ".join(lines[-count:]) or f"see {path}"
+__all__ = ["ATTEMPTS", "Place", "Processes", "chosen", "run_trials"]

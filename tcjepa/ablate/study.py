@@ -33,7 +33,18 @@ class StudyConfig(Settings):
     seeds: list[int] = Field([0, 1], min_length=1, description="train.seed of the repetitions")
     parallel: int = Field(1, ge=1, description="training runs at a time [processes]")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of one run; null: the CPUs / parallel"
+        None, ge=1, description="CPU threads of one run; null: the CPUs / parallel, or 1 on Dask"
+    )
+    scheduler: str | None = Field(
+        None,
+        description="address of a Dask scheduler, tcp://host:port, whose workers run the trials; "
+        "null: processes on this machine",
+    )
+    resources: dict[str, float] = Field(
+        {}, description="Dask worker resources that one run needs, such as {GPU: 1}"
+    )
+    mixed: bool = Field(
+        False, description="report runs of different code or data together, and say so"
     )
 
     @model_validator(mode="after")

@@ -18,7 +18,6 @@ from tcjepa.ablate.report import write_report
 from tcjepa.ablate.results import Outcome, outcomes
 from tcjepa.ablate.runner import run_trials
 from tcjepa.ablate.study import StudyConfig, arms_of, trials_of
-from tests.tcjepa.shards import caption, write_shards
 
 TINY = {
     "run": "unused",
@@ -101,22 +100,6 @@ def test_wrong_key_names_the_arm_before_any_trial_runs(tmp_path: Path) -> None:
 
 def command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "tcjepa", "ablate", str(folder / "study.yaml")]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Path:
-    """A folder with tiny labelled shards, a base config and a study of three runs."""
-    write_shards(
-        tmp_path / "shards",
-        36,
-        captions=lambda i: [caption(f"a {'round' if i % 2 else 'square'} thing {i}")],
-        split=lambda i: "train" if i < 24 else "test",
-        meta=lambda i: {"shape": "circle" if i % 2 else "square"},
-    )
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(TINY))
-    config = study(tmp_path).model_dump(mode="json")
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path
 
 
 def test_killed_study_goes_on_and_reports(world: Path) -> None:

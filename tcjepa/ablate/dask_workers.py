@@ -1,0 +1,74 @@
+"""Trials on the workers of a Dask cluster, such as one worker per GPU; needs `dask[distributed]`.
+
+The cluster must see the study's directory under the same path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.settings import ConfigError
+from tcjepa.ablate.study import StudyConfig, Trial
+from tcjepa.ablate.trial import TrialBusyError, last_lines, start
+
+_CONNECT_SECONDS = 30
+
+
+class DaskWorkers:
+    """The workers of the scheduler at `study.scheduler`, as many trials as they have resources."""
+
+    def __init__(self, study: StudyConfig) -> None:
+        try:
+            from distributed import Client
+        except ImportError as error:
+            raise ConfigError(
+                "scheduler: runs on Dask workers need `pip install 'dask[distributed]'`"
+            ) from error
+        try:
+            self._client: Any = Client(study.scheduler, timeout=_CONNECT_SECONDS)
+        except OSError as error:
+            raise ConfigError(
+                f"scheduler: no Dask scheduler answers at {study.scheduler}: {error}"
+            ) from error
+        self._threads, self._resources = study.threads or 1, study.resources
+        self._futures: dict[Trial, Any] = {}
+
+    @property
+    def room(self) -> int:
+        """How many more trials may start now: Dask queues what its workers cannot take yet."""
+        return 1
+
+    def start(self, trial: Trial) -> None:
+        """Begin a trial."""
+        self._futures[trial] = self._client.submit(
+            run_here, trial, self._threads, resources=self._resources, pure=False, retries=0
+        )
+
+    def ended(self) -> list[tuple[Trial, str | None]]:
+        """Return the trials that ended since the last call, with what went wrong or None."""
+        over = [trial for trial, future in self._futures.items() if future.done()]
+        found: list[tuple[Trial, str | None]] = []
+        for trial in over:
+            future = self._futures.pop(trial)
+            if future.status == "finished":
+                found.append((trial, future.result()))
+            else:  # the worker died, or the task was lost with it
+                found.append((trial, f"{future.status}: {future.exception()!r}"))
+        return found
+
+    def stop(self) -> None:
+        """Cancel what waits; a trial that runs goes on to its end, and a rerun finds its result."""
+        self._client.cancel(list(self._futures.values()))
+        self._client.close()
+
+
+def run_here(trial: Trial, threads: int) -> str | None:
+    """Run a trial on this worker; return what went wrong, or None."""
+    try:
+        process = start(trial, threads)
+    except TrialBusyError as error:
+        return str(error)
+    return None if process.wait() == 0 else last_lines(trial)
+
+
+__all__ = ["DaskWorkers", "run_here"]

@@ -1,0 +1,97 @@
+"""Which code and data a trial ran on, so that results of different ones are never mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.settings import ConfigError
+from tcjepa.ablate.study import StudyConfig, Trial
+from tcjepa.config import TrainConfig
+
+PROVENANCE = "provenance.json"
+#: Parts of the package that compute a result; how it is watched, shown or timed is none of them.
+_ROOMS: Final = ("data", "evaluate", "model", "train")
+_FILES: Final = ("config.py", "evaluation.py", "keyed.py", "masks*.py", "noise*.py", "text*.py")
+
+
+@lru_cache(maxsize=1)
+def code_fingerprint() -> str:
+    """Return 16 hex digits that change with any line of code that computes a result."""
+    root = Path(__file__).parents[1]
+    paths = [path for room in _ROOMS for path in (root / room).rglob("*.py")]
+    paths += [path for pattern in _FILES for path in root.glob(pattern)]
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def provenance(config: TrainConfig) -> dict[str, str]:
+    """Return the fingerprints and versions of a trial that would run now."""
+    import timm
+    import torch
+
+    from tcjepa.data.index import ShardIndex
+
+    # Arms may filter the same shards differently, so the data is the index as a whole.
+    index = ShardIndex.open(config.data.model_copy(update={"filter": None}))
+    return {
+        "code": code_fingerprint(),
+        "data": index.digest,
+        "torch": str(torch.__version__),
+        "timm": str(timm.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def write(trial: Trial, found: dict[str, str]) -> None:
+    """Note a trial's provenance as it starts.
+
+    Raises `ConfigError` if an unfinished trial began with other code or data.
+    """
+    path = Path(trial.folder) / PROVENANCE
+    if path.exists():
+        began = json.loads(path.read_text())
+        changed = [key for key in ("code", "data") if began.get(key) != found[key]]
+        if changed:
+            raise ConfigError(
+                f"{trial.folder} began with other {' and '.join(changed)}; restore it to go on, or "
+                "remove the folder to run the trial anew"
+            )
+    path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
+    """Return a line per kind of provenance among finished trials: one, unless `study.mixed`.
+
+    Raises `ConfigError` if they ran on different code or data.
+    """
+    kinds = Counter(_line(_read(trial)) for trial in trials)
+    if len({line.partition(";")[0] for line in kinds}) > 1 and not study.mixed:
+        listed = "".join(f"  {count} runs: {line}\n" for line, count in kinds.most_common())
+        raise ConfigError(
+            f"the runs in {study.run} are of different code or data:\n{listed}"
+            "run the study anew in another run=…, remove the trials that differ, or report them "
+            "together with mixed=true, which the report then says"
+        )
+    return [f"{line} ({count} runs)" for line, count in kinds.most_common()]
+
+
+def _read(trial: Trial) -> dict[str, Any]:
+    path = Path(trial.folder) / PROVENANCE
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _line(found: dict[str, Any]) -> str:
+    versions = ", ".join(f"{key} {found.get(key, '?')}" for key in ("torch", "timm", "python"))
+    return f"code {found.get('code', '?')}, data {found.get('data', '?')}; {versions}"
+
+
+__all__ = ["PROVENANCE", "check_same", "code_fingerprint", "provenance", "write"]

@@ -1,0 +1,93 @@
+"""One trial as a process of its own: its config, its lock, its log."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from pipeline.settings import ConfigError, load, to_yaml
+from tcjepa.ablate.study import StudyConfig, Trial, training_config
+from tcjepa.config import TrainConfig, differences
+from tcjepa.train.run import EVALUATION_FILE
+
+_LOG: Final = "output.log"
+_CONFIG: Final = "trial.yaml"
+_LOCK: Final = "trial.lock"
+_DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+
+
+class TrialBusyError(RuntimeError):
+    """Another process is running this trial."""
+
+
+def is_finished(trial: Trial) -> bool:
+    """Return whether the trial has been trained and evaluated."""
+    return (Path(trial.folder) / EVALUATION_FILE).exists()
+
+
+def write_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
+    """Write and return the trial's config.
+
+    Raises `ConfigError` rather than mix it with what another config left in its folder.
+    """
+    path = Path(trial.folder) / _CONFIG
+    config = training_config(study, trial, base)
+    if path.exists():
+        old = load(TrainConfig, path)
+        changed = differences(old.model_dump(mode="json"), config.model_dump(mode="json"))
+        if old.evaluate != config.evaluate:
+            changed.append("evaluate")
+        if changed:
+            raise ConfigError(
+                f"{trial.folder} holds a trial of another config ({'; '.join(changed)}); "
+                "set run= to another directory or remove that one"
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_yaml(config))
+    return config
+
+
+def start(trial: Trial, threads: int) -> subprocess.Popen[bytes]:
+    """Start a trial; it holds its folder's lock until it ends, however it ends.
+
+    Raises `TrialBusyError` if another process has it: two writers would spoil each other's log.
+    """
+    folder = Path(trial.folder)
+    command = [sys.executable, "-m", "tcjepa", "pretrain", str(folder / _CONFIG)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with (folder / _LOG).open("ab") as log, (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrialBusyError(f"{trial.folder} is being run by another process") from error
+        return subprocess.Popen(
+            [*command, f"train.threads={threads}"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            pass_fds=[lock.fileno()],  # the lock lives as long as its last descriptor
+            # Safe: this process has no threads that could hold a lock across the fork.
+            preexec_fn=_follow_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+        )
+
+
+def last_lines(trial: Trial, count: int = 5) -> str:
+    """Return the end of what a trial printed."""
+    path = Path(trial.folder) / _LOG
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return " | ".join(lines[-count:]) or f"see {path}"
+
+
+def _follow_parent() -> None:
+    """Have the kernel end this trial when the study is killed: a rerun must find it stopped."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
+
+
+__all__ = ["TrialBusyError", "is_finished", "last_lines", "start", "write_config"]

@@ -1,0 +1,159 @@
+"""How a study's runs are run: in shares, on Dask workers, again after a failure, never mixed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.settings import ConfigError, load
+from tcjepa.ablate import provenance
+from tcjepa.ablate.report import write_report
+from tcjepa.ablate.results import outcomes
+from tcjepa.ablate.runner import Processes, chosen, run_trials
+from tcjepa.ablate.study import StudyConfig, trials_of
+from tcjepa.ablate.trial import TrialBusyError, is_finished, start
+from tests.tcjepa.ablate.test_study import command, study
+
+
+def opened(world: Path, **changes: object) -> StudyConfig:
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    return load(StudyConfig, world / "study.yaml", overrides)
+
+
+@given(st.integers(1, 9), st.integers(1, 4))
+def test_parts_share_the_trials_out(count: int, seeds: int) -> None:
+    made = study(Path("unused"), seeds=list(range(seeds)))
+    shares = [chosen(made, (number, count)) for number in range(1, count + 1)]
+    together = [trial for share in shares for trial in share]
+    assert sorted(together, key=trials_of(made).index) == trials_of(made)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("part", ["3/2", "one/2"])
+def test_parts_that_do_not_exist(world: Path, part: str) -> None:
+    done = subprocess.run(
+        [*command(world), "--part", part], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"--part {part}" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(own_world: Path) -> Path:
+    """A world whose study was run as an array of two jobs."""
+    jobs = [
+        subprocess.run(
+            [*command(own_world), "--part", f"{number}/2", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for number, options in ((1, ()), (2, ("--no-estimate",)))
+    ]
+    assert [job.returncode for job in jobs] == [0, 0], [job.stderr for job in jobs]
+    assert "2 runs to train" in jobs[0].stderr and "to train" not in jobs[1].stderr
+    assert not (own_world / "study" / "report.md").exists()
+    return own_world
+
+
+def test_an_array_of_two_jobs_gives_the_whole_study(finished: Path) -> None:
+    made = opened(finished)
+    assert all(is_finished(trial) for trial in trials_of(made))
+    text = write_report(made, outcomes(made))
+    assert "3 of 3 runs finished" in text
+    assert f"- code {provenance.code_fingerprint()}" in text
+
+
+def test_runs_of_other_code_are_not_mixed_unless_asked_to(finished: Path) -> None:
+    made = opened(finished)
+    path = Path(trials_of(made)[1].folder) / provenance.PROVENANCE
+    written = path.read_text()
+    path.write_text(written.replace(provenance.code_fingerprint(), "0" * 16))
+    with pytest.raises(ConfigError, match=r"2 runs: code (.|\n)*1 runs: code 0000") as error:
+        write_report(made, outcomes(made))
+    assert "mixed=true" in str(error.value)
+    mixed = made.model_copy(update={"mixed": True})
+    assert "- code 0000000000000000" in write_report(mixed, outcomes(mixed))
+    path.write_text(written)
+
+
+def test_an_unfinished_run_of_other_code_is_not_continued(world: Path) -> None:
+    made = opened(world)
+    trial = trials_of(made)[0]
+    folder = Path(trial.folder)
+    folder.mkdir(parents=True)
+    (folder / provenance.PROVENANCE).write_text(json.dumps({"code": "other", "data": "other"}))
+    with pytest.raises(ConfigError, match="began with other code and data"):
+        run_trials(made, world / "base.yaml", print)
+
+
+ONE_ARM = {"axes": {"data.noise.rate": [0.0]}, "references": {}}
+
+
+def test_a_failing_run_is_run_twice_and_listed(world: Path) -> None:
+    made = study(world, **ONE_ARM)
+    for shard in (world / "shards").glob("train-*.tar"):
+        shard.write_bytes(b"")  # the index still lists its samples
+    said: list[str] = []
+    assert run_trials(made, world / "base.yaml", said.append) == trials_of(made)
+    first, second = said
+    assert "rate 0.0, seed 0 failed and is run again: " in first and "train-" in first
+    assert second.startswith("rate 0.0, seed 0 failed: ")
+
+
+def test_a_run_has_one_process_at_a_time(world: Path) -> None:
+    made = study(world, **ONE_ARM)
+    trial = trials_of(made)[0]
+    folder = Path(trial.folder)
+    folder.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"""
+import fcntl, time
+lock = open({str(folder / "trial.lock")!r}, "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(600)
+"""],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        with pytest.raises(TrialBusyError, match="another process"):
+            start(trial, 1)
+        place = Processes(made)
+        place.start(trial)
+        assert [problem for _, problem in place.ended()] == [
+            f"{folder} is being run by another process"
+        ]
+    finally:
+        holder.kill()
+        holder.wait()
+    assert run_trials(made, world / "base.yaml", print) == []
+
+
+def test_dask_workers_run_the_trials(world: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        resources={"GPU": 1},
+        dashboard_address=None,
+        processes=True,
+    ) as cluster:
+        place = {"scheduler": cluster.scheduler_address, "resources": {"GPU": 1}}
+        made = study(world, **ONE_ARM, **place)
+        assert run_trials(made, world / "base.yaml", print) == []
+    assert "1 of 1 runs finished" in write_report(made, outcomes(made))
+
+
+def test_no_scheduler_at_an_address_is_said(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tcjepa.ablate.dask_workers._CONNECT_SECONDS", 1)
+    made = opened(world, scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        run_trials(made, world / "base.yaml", print)
