@@ -1,0 +1,90 @@
+"""Memory of the trainer's process and its loader processes together stays flat over epochs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from tcjepa.data.batch import Batch
+from tcjepa.data.config import DataConfig
+from tcjepa.data.index import ShardIndex
+from tcjepa.data.loader import make_loader
+from tcjepa.noise import NoiseConfig
+from tests.tcjepa.shards import image, write_shards
+
+SAMPLES, BATCH, SIDE = 480, 16, 160
+EPOCHS = int(os.environ.get("MEMORY_EPOCHS", "3"))  # after the one that warms up
+STEPS = SAMPLES // BATCH
+POOL = 24
+
+
+def own_bytes(pid: int) -> int:
+    """Return a process's heap and shared memory, what is shared counted in parts (PSS) [bytes].
+
+    Pages of files are left out: the system drops them when it likes, and a library's share depends
+    on who else on the machine maps it.
+    """
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kilobytes = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
+    return 1024 * (int(kilobytes["Pss_Anon"]) + int(kilobytes["Pss_Shmem"]))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    folder = tmp_path_factory.mktemp("memory")
+    # Sizes around a halving and a few large ones, so that every way of decoding is taken.
+    sizes = [(700, 500) if n % 8 == 0 else (150 + 10 * n, 200) for n in range(POOL)]
+    images = [image(n, *size) for n, size in enumerate(sizes)]
+    broken = images[1][: len(images[1]) // 2]
+    write_shards(
+        folder / "shards",
+        SAMPLES,
+        shard_size=60,
+        size=lambda n: sizes[n % POOL],
+        encode=lambda n: broken if n % 40 == 7 else images[n % POOL],
+    )
+    return DataConfig(
+        shards=str(folder / "shards"), cache_dir=str(folder / "cache"), image_size=SIDE,
+        workers=2, window=3, max_bad_share=1.0, noise=NoiseConfig(kind="derangement", rate=0.3),
+    )  # fmt: skip
+
+
+def readings(config: DataConfig, kept: list[Batch]) -> list[int]:
+    """Return total memory [bytes] at the end of each epoch but the first; keeps batches if asked.
+
+    `kept` starts with one entry when batches are to be kept, which is the leak to be found.
+    """
+    known = set(multiprocessing.active_children())
+    loader = make_loader(
+        ShardIndex.open(config), config, seed=0, global_batch=BATCH, steps=STEPS * (EPOCHS + 1)
+    )
+    found = []
+    keep = bool(kept)
+    for step, batch in enumerate(loader, start=1):
+        assert batch.images.float().mean() > 0  # memory that nobody touched would not count
+        if keep:
+            kept.append(batch)
+        if step % STEPS == 0 and step > STEPS:
+            workers = set(multiprocessing.active_children()) - known
+            pids = [os.getpid(), *(worker.pid for worker in workers if worker.pid)]
+            if step < STEPS * (EPOCHS + 1):  # at the very end workers may have left
+                assert len(pids) == 3
+            found.append(sum(map(own_bytes, pids)))
+    return found
+
+
+def test_memory_is_flat_over_epochs(config: DataConfig) -> None:
+    found = readings(config, [])
+    assert len(found) == EPOCHS
+    assert max(found) <= 1.05 * min(found), found
+
+
+def test_a_leak_would_be_seen(config: DataConfig) -> None:
+    first = next(
+        iter(make_loader(ShardIndex.open(config), config, seed=0, global_batch=BATCH, steps=1))
+    )
+    found = readings(config, [first])
+    assert max(found) > 1.05 * min(found), found
