@@ -152,11 +152,7 @@ class Window:
                     "ema": values.ema,
                 }
             )
-        records[-1] |= {
-            "images_per_s": self.images / seconds,
-            "data_wait": self.waited / seconds,
-            **monitors.memory(run.world.device),
-        }
+        records[-1] |= run.progress(self.images, seconds, self.waited)
         records[-1] |= run.measure(due)
         run.record(records)
         self.reset()

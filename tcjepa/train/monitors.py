@@ -13,10 +13,14 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tcjepa.evaluate.spectrum import feature_std, rankme
-from tcjepa.model.jepa import TCJEPA, JepaOutput
-from tcjepa.text import TextBatch, swap_captions
+from tcjepa.masks import Masks
+from tcjepa.model import losses
+from tcjepa.model.encoder import gather_patches
+from tcjepa.model.jepa import TCJEPA
+from tcjepa.text import swap_captions
 from tcjepa.train.config import TrainSection
 from tcjepa.train.inputs import Inputs
 
@@ -47,11 +51,17 @@ def measure(model: TCJEPA, held: Iterable[Inputs]) -> dict[str, float]:
     right: list[Tensor] = []
     swapped: list[Tensor] = []
     for inputs in held:
-        for name, features in pooled.items():
-            features.append(getattr(model, name)(inputs.images).float().mean(dim=1))
+        seen_BPD = model.target_encoder(inputs.images)
+        pooled["encoder"].append(model.encoder(inputs.images).float().mean(dim=1))
+        pooled["target_encoder"].append(seen_BPD.float().mean(dim=1))
         if inputs.text is not None:
-            right.append(_predict_loss(model, inputs, inputs.text))
-            swapped.append(_predict_loss(model, inputs, swap_captions(inputs.text)))
+            # Both losses share the targets and the context: only the predictor runs twice.
+            target_BMTD = _targets(seen_BPD, inputs.masks)
+            context_BCD = model.encoder(inputs.images, inputs.masks.context)
+            for found, text in ((right, inputs.text), (swapped, swap_captions(inputs.text))):
+                predicted_BMTD = model.predictor(context_BCD, inputs.masks, text)[0]
+                kind = model.config.prediction_loss
+                found.append(losses.prediction_loss(predicted_BMTD, target_BMTD, kind).float())
     readings: dict[str, float] = {}
     for name, parts in pooled.items():
         features_ND = torch.cat(parts)
@@ -74,6 +84,8 @@ def memory(device: torch.device) -> dict[str, float]:
     return readings
 
 
-def _predict_loss(model: TCJEPA, inputs: Inputs, text: TextBatch) -> Tensor:
-    output: JepaOutput = model(inputs.images, inputs.masks, text)
-    return output.terms["predict"].float()
+def _targets(seen_BPD: Tensor, masks: Masks) -> Tensor:
+    """Return the target blocks (B, M, T, D) of the target encoder's features."""
+    B, M, T = masks.targets.shape
+    target_BPD = functional.layer_norm(seen_BPD, seen_BPD.shape[-1:])
+    return gather_patches(target_BPD, masks.targets.flatten(1)).view(B, M, T, -1)

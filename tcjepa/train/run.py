@@ -19,7 +19,7 @@ from tcjepa.config import TrainConfig, differences
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.ledger import SubstitutionLedger
 from tcjepa.data.loader import Batch, Loader, make_loader
-from tcjepa.data.plan import LoaderState
+from tcjepa.data.plan import LoaderState, samples_per_epoch
 from tcjepa.model.jepa import TCJEPA
 from tcjepa.model.pretrained import initialise_encoders
 from tcjepa.text import open_text_encoder, split_words
@@ -34,6 +34,7 @@ from tcjepa.train.trace import TRACE_FILE, Trace, Traced
 from tcjepa.watch.alarms import Watch
 from tcjepa.watch.periodic import Periodic
 from tcjepa.watch.snapshots import FOLDER as PICTURES_FOLDER
+from tcjepa.watch.speed import Utilisation
 
 CONFIG_FILE = "config.yaml"
 LEDGER_FILE = "unreadable.jsonl"
@@ -70,7 +71,8 @@ class Run:
         if found is not None:
             _refuse_other_config(found, config)
         self.index = ShardIndex.open(config.data)
-        self.schedule = optim.make_schedule(config.train, len(self.index))
+        epoch = samples_per_epoch(len(self.index), config.data.tail, config.train.batch)
+        self.schedule = optim.make_schedule(config.train, epoch)
         self.is_bf16 = hardware.uses_bf16(config.train, world.device)
 
         torch.manual_seed(config.train.seed)
@@ -89,11 +91,13 @@ class Run:
         state = None if found is None else self._restore(found)
         self._started = time.monotonic()
         ledger = SubstitutionLedger(Path(config.run) / LEDGER_FILE, config.data.max_bad_share)
+        self._ledger = ledger
         left = self.schedule.steps - self.step
         self._loader = self._make_loader(state, left, ledger)
         self._held: list[Batch] | None = None
         self._watch = self._new_watch([])
         self._periodic = Periodic(config, world, self.index, text)
+        self._utilisation = Utilisation(config, world, text)
         self._log: RunLog | None = None
         self._trace: Trace | None = None
 
@@ -202,6 +206,19 @@ class Run:
             for finding in self._watch.check(record):
                 self._say(f"{finding.severity}: {finding}")
 
+    def progress(self, images: int, seconds: float, waited: float) -> dict[str, float]:
+        """Return how a window of steps went: `images` of all ranks in `seconds`, `waited` of them
+        for data.
+        """
+        speed = images / seconds
+        return {
+            "images_per_s": speed,
+            "data_wait": waited / seconds,
+            "unreadable": self._ledger.replaced / max(self._ledger.seen, 1),
+            **self._utilisation.measure(speed),
+            **monitors.memory(self.world.device),
+        }
+
     def measure(self, due: Collection[str]) -> dict[str, float]:
         """Return the readings that are due, of "monitor", "probe", and draw "attention" images.
 
@@ -211,6 +228,7 @@ class Run:
         if "monitor" in due:
             if self._held is None:
                 self._held = self._hold(self.config.train.monitor_images)
+                self._utilisation.look_at(self._held[0].captions)
             with self.autocast():
                 readings |= monitors.measure(self.model, self._held_inputs())
         if self._log is None:
