@@ -23,6 +23,8 @@ from tcjepa.train.config import TrainSection
 from tcjepa.train.distributed import World
 from tcjepa.train.inputs import Inputs
 
+#: What `torch.compile` hands graphs to; torch's default.
+COMPILER = "inductor"
 #: DDP's gradient buckets [MiB]; torch's default. The first to be full is the first to travel.
 BUCKET_MIB = 25
 
@@ -112,16 +114,16 @@ def checkpoint_activations(model: TCJEPA) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def compile_model(model: TCJEPA, whole: bool, backend: str = "inductor") -> None:
+def compile_model(model: TCJEPA, whole: bool) -> None:
     """Compile the model's forward pass, or only that of each block where hooks must run between.
 
     FSDP2 gathers and frees parameters in hooks around each block, which a graph cannot hold.
     """
     if whole:
-        model.compile(backend=backend)
+        model.compile(backend=COMPILER)
         return
     for block in blocks(model):
-        block.forward = torch.compile(block.forward, backend=backend)
+        block.forward = torch.compile(block.forward, backend=COMPILER)
 
 
 def shard(model: TCJEPA, world: World, compute_dtype: torch.dtype | None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.settings import load
 from tcjepa.config import TrainConfig
-from tcjepa.train import distributed
+from tcjepa.train import distributed, parallel
 from tcjepa.train.distributed import World
 from tcjepa.train.loop import train
 from tcjepa.train.run import Run
@@ -22,11 +22,13 @@ def run_scenarios(config: Path, scenarios: list[str], world: World) -> None:
     for scenario in scenarios:
         name, _, given = scenario.partition(":")
         overrides = [f"run={config.parent / name}", *filter(None, given.split(","))]
-        train(Run(load(TrainConfig, config, overrides), world, lambda _: None))
+        run = Run(load(TrainConfig, config, overrides), world, lambda _: None)
+        train(run)
         distributed.wait(world)
 
 
 if __name__ == "__main__":
+    parallel.COMPILER = "aot_eager"  # the same graphs as inductor's, without compiling C++
     ranks = distributed.start("cpu")
     run_scenarios(Path(sys.argv[1]), sys.argv[2:], ranks)
     distributed.stop()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tcjepa.cli import main
 from tcjepa.train.log import read
+from tcjepa.train.trace import TRACE_FILE
 from tests.tcjepa.train.runs import finish, start, write_config
 
 
@@ -19,46 +22,72 @@ def losses(run: Path) -> list[tuple[object, ...]]:
     return [(r["step"], r["loss"], r["grad_norm"], r["lr"]) for r in read(run)]
 
 
-def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
-    while not list(path.glob(pattern)):
+def newest_step(run: Path) -> int:
+    names = [path.stem for path in run.glob("checkpoints/step-*.json")]
+    return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return a config and the run directory of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("resume")
-    config = write_config(folder, steps=120, checkpoint_every_steps=7, log_every=5)
+    config = write_config(
+        folder,
+        steps=120,
+        checkpoint_every_steps=3,
+        log_every=5,
+        trace=True,
+        keep_every_steps=60,
+    )
     run = folder / "undisturbed"
     code, said = finish(start("pretrain", config, f"run={run}"))
     assert code == 0, said
     return config, run
 
 
-def test_kill_9_loses_nothing(undisturbed: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("async_save", [False, True])
+def test_kill_9_loses_nothing(undisturbed: tuple[Path, Path], async_save: bool) -> None:
+    """Killed `KILLS` times, half of them while a checkpoint is being written."""
     config, expected = undisturbed
-    run = expected.parent / "killed"
-    process = start("pretrain", config, f"run={run}")
-    wait_for(run, "checkpoints/step-*.json", process)
-    time.sleep(random.uniform(0, 0.2))
-    process.kill()
-    process.wait()
-    assert not list(run.glob("checkpoints/step-00000120.json")), "killed too late to test anything"
-    code, said = finish(start("pretrain", config, f"run={run}"))
+    run = expected.parent / f"killed_{async_save}"
+    arguments = ("pretrain", config, f"run={run}", f"train.async_save={async_save}")
+    kills = int(os.environ.get("KILLS", "3"))
+    draws = random.Random()
+    for kill in range(kills):
+        process = start(*arguments)
+        steps_left = 120 - newest_step(run)
+        goal = newest_step(run) + draws.randint(1, max(1, steps_left // (kills - kill + 1)))
+        wait_until(lambda goal=goal: newest_step(run) >= goal, process)
+        if draws.random() < 0.5:
+            wait_until(lambda: any(run.glob("checkpoints/.tmp-*")), process)
+        else:
+            time.sleep(draws.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    code, said = finish(start(*arguments))
     assert code == 0, said
     assert "resumes after step" in said
     assert losses(run) == losses(expected)
-    assert [r["step"] for r in read(run)] == list(range(120))
+    assert (run / TRACE_FILE).read_bytes() == (expected / TRACE_FILE).read_bytes()
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    kept = ("step-00000060", "step-00000117", "step-00000120")
+    assert names == {f"{name}.{suffix}" for name in kept for suffix in ("json", "pt")}
 
 
 def test_sigterm_saves_and_the_rerun_goes_on(undisturbed: tuple[Path, Path]) -> None:
     config, expected = undisturbed
     run = expected.parent / "terminated"
     process = start("pretrain", config, f"run={run}")
-    wait_for(run, "checkpoints/step-*.json", process)
+    wait_until(lambda: newest_step(run) > 0, process)
     process.send_signal(signal.SIGTERM)
     code, said = finish(process)
     assert code == 130, said
