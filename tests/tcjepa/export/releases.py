@@ -8,11 +8,13 @@ parity is tested over.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
@@ -34,6 +36,7 @@ KWARGS = {
     "num_heads": HEADS,
 }
 ENCODER = "vit_base_patch16_gap_224"
+_QKV = ("query", "key", "value")
 _norm = partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -158,7 +161,11 @@ def write_huggingface(
     folder: Path, encoder: OriginalEncoder, *, shard: str = "5GB", classifier: bool = False,
     **changes: Any,
 ) -> Path:  # fmt: skip
-    """Write a folder with transformers' own `save_pretrained`."""
+    """Write a folder with transformers' own `save_pretrained`.
+
+    Names are mapped as transformers' conversion script of the original release does
+    (models/ijepa/convert_ijepa_to_hf.py).
+    """
     config = IJepaConfig(
         hidden_size=WIDTH,
         num_hidden_layers=DEPTH,
@@ -169,28 +176,32 @@ def write_huggingface(
         layer_norm_eps=1e-6,
         **changes,
     )
-    whole = IJepaForImageClassification(config) if classifier else IJepaModel(config)
-    model = whole.ijepa if classifier else whole
-    with torch.no_grad():
-        model.embeddings.position_embeddings.copy_(encoder.pos_embed)
-        model.embeddings.patch_embeddings.projection.load_state_dict(
-            encoder.patch_embed.proj.state_dict()
-        )
-        model.layernorm.load_state_dict(encoder.norm.state_dict())
-        for ours, theirs in zip(encoder.blocks, model.layers, strict=True):
-            attention = theirs.attention
-            parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-            for part, weight, bias in zip(
-                parts, ours.attn.qkv.weight.chunk(3), ours.attn.qkv.bias.chunk(3), strict=True
-            ):
-                part.weight.copy_(weight)
-                part.bias.copy_(bias)
-            attention.o_proj.load_state_dict(ours.attn.proj.state_dict())
-            theirs.layernorm_before.load_state_dict(ours.norm1.state_dict())
-            theirs.layernorm_after.load_state_dict(ours.norm2.state_dict())
-            theirs.mlp.fc1.load_state_dict(ours.mlp.fc1.state_dict())
-            theirs.mlp.fc2.load_state_dict(ours.mlp.fc2.state_dict())
-    whole.save_pretrained(folder, max_shard_size=shard)
+    names = [
+        (r"^pos_embed", "embeddings.position_embeddings"),
+        (r"^patch_embed.proj", "embeddings.patch_embeddings.projection"),
+        (r"^norm\.", "layernorm."),
+        (r"^blocks", "encoder.layer"),
+        (r"norm1", "layernorm_before"),
+        (r"norm2", "layernorm_after"),
+        (r"attn.proj", "attention.output.dense"),
+        (r"mlp.fc1", "intermediate.dense"),
+        (r"mlp.fc2", "output.dense"),
+    ]
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in encoder.state_dict().items():
+        for pattern, theirs in names:
+            name = re.sub(pattern, theirs, name)  # noqa: PLW2901
+        pieces = {name: tensor}
+        if "attn.qkv" in name:
+            parts = [name.replace("attn.qkv", f"attention.attention.{p}") for p in _QKV]
+            pieces = dict(zip(parts, tensor.split(WIDTH), strict=True))
+        prefix = "ijepa." if classifier else ""
+        tensors |= {prefix + n: piece.contiguous() for n, piece in pieces.items()}
+    kind = IJepaForImageClassification if classifier else IJepaModel
+    with TemporaryDirectory() as converted:
+        config.save_pretrained(converted)
+        save_file(tensors, Path(converted, "model.safetensors"), {"format": "pt"})
+        kind.from_pretrained(converted).save_pretrained(folder, max_shard_size=shard)
     return folder
 
 

@@ -88,7 +88,6 @@ def test_the_modules_own_names_of_transformers_are_read_too(tmp_path, encoder):
 
     folder = releases.write_huggingface(tmp_path / "hub", encoder)
     tensors = IJepaModel.from_pretrained(folder).state_dict()
-    assert "layers.0.attention.q_proj.weight" in tensors
     save_file(tensors, tmp_path / "module.safetensors")
     model, _ = initialised(tmp_path / "module.safetensors")
     assert same(model.encoder, encoder)
