@@ -54,7 +54,8 @@ def card(source: Source, kind: str, usage: Sequence[str]) -> str:
         f"| config digest | `{source.metadata['config_digest']}` (SHA-256) |",
         f"| exported by | tcjepa {versions()['tcjepa']}; reloaded, features agree within "
         f"{TOLERANCE:g} |",
-        "| licence | unknown: the training run does not record one, nor that of its images |",
+        "| licence | unknown: the training run does not record one, nor that of its images"
+        + (" and of the weights it started from |" if start else " |"),
         "",
         "## Measured",
         "",
