@@ -93,7 +93,7 @@ def resize_into(out: Pixels, pixels: Pixels, box: Box, divisor: int = 1) -> None
     top, left = round(box.top / divisor), round(box.left / divisor)
     bottom = round((box.top + box.height) / divisor)
     right = round((box.left + box.width) / divisor)
-    _resize(pixels[top:bottom, left:right], *out.shape[:2], out)
+    _resize(pixels[top:bottom, left:right], out.shape[0], out.shape[1], out)
 
 
 def centre_crop(pixels: Pixels, size: int) -> Pixels:

@@ -143,6 +143,8 @@ class BatchBuilder:
     def _captions(self, epoch: int, row: int, sample: Sample) -> list[str]:
         captions, uid = sample["captions"], sample["uid"]
         numbers = choose(captions, self.config, self.seed, epoch, uid)
+        if not self.noise.active:
+            return [captions[n]["text"] for n in numbers]
         return [self.noise.text(row, uid, n, captions, self._captions_of) for n in numbers]
 
     def _captions_of(self, row: int) -> Sequence[Caption]:
@@ -159,5 +161,6 @@ def _empty_images(count: int, size: int) -> Tensor:
     shape = (count, size, size, 3)
     if torch.utils.data.get_worker_info() is None:
         return torch.from_numpy(np.empty(shape, dtype=np.uint8))
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)  # type: ignore[call-overload]
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    images: Tensor = torch.empty(0, dtype=torch.uint8)
+    return images.set_(storage).view(shape)
