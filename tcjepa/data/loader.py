@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing.context import ForkServerContext
@@ -236,6 +238,19 @@ def _start_worker(worker: int) -> None:
     warnings.simplefilter("default")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _die_later)
+    threading.Thread(target=_end_with_trainer, name="end-with-trainer", daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    """End this process when the trainer is gone, however it went.
+
+    torch's own watch looks at the parent, which is the fork server, which lives as long as we do: a
+    killed trainer would leave its workers, and their memory, behind for ever.
+    """
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        trainer.join()
+        os._exit(1)
 
 
 def _die_later(signum: int, frame: object) -> None:

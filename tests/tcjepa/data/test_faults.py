@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -277,6 +279,44 @@ def test_a_killed_worker_is_an_error(shards: Path, tmp_path: Path, kill: int) ->
             break
         time.sleep(0.01)
     assert not ours & set(_loader_processes())
+
+
+_TRAINS = """
+import multiprocessing, sys, time
+from tcjepa.data.config import DataConfig
+from tcjepa.data.index import ShardIndex
+from tcjepa.data.loader import make_loader
+config = DataConfig.model_validate_json(sys.argv[1])
+stream = iter(make_loader(ShardIndex.open(config), config, seed=3, global_batch=4, steps=10**6))
+next(stream)
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+time.sleep(1000)
+"""
+
+
+def test_workers_end_with_a_killed_trainer(shards: Path, tmp_path: Path) -> None:
+    config = config_of(tmp_path, workers=2)
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", _TRAINS, config.model_dump_json()], stdout=subprocess.PIPE
+    )
+    assert trainer.stdout is not None
+    workers = [int(text) for text in trainer.stdout.readline().split()]
+    assert len(workers) == 2 and all(map(_lives, workers))
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    for _ in range(3000):
+        if not any(map(_lives, workers)):
+            return
+        time.sleep(0.02)
+    raise AssertionError("workers outlived their trainer by a minute")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def _loader_processes() -> list[int]:
