@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from tcjepa.train.log import LOG_FILE, RunLog, read, truncate
+import pytest
+
+from tcjepa.train.log import LOG_FILE, STATUS_FILE, RunLog, read, truncate
 
 
 def test_a_resumed_log_has_each_step_once(tmp_path: Path):
@@ -39,3 +41,16 @@ def test_other_ranks_write_nothing(tmp_path: Path):
     assert not (tmp_path / "run").exists()
     truncate(tmp_path, 0)
     assert read(tmp_path) == []
+
+
+def test_the_status_tells_a_stopped_run_from_a_failed_and_a_killed_one(tmp_path: Path):
+    def status():
+        return json.loads((tmp_path / STATUS_FILE).read_text())
+
+    log = RunLog(tmp_path, 0, steps=9)
+    assert status() == {"steps": 9, "ended": None, "error": None}  # what a killed run leaves
+    log.close()
+    assert status()["ended"] == "stopped"
+    with pytest.raises(ValueError, match="too hot"), RunLog(tmp_path, 0, steps=9):
+        raise ValueError("too hot")
+    assert status() == {"steps": 9, "ended": "failed", "error": "ValueError: too hot"}
