@@ -1,7 +1,10 @@
 """The download stage and the whole pipeline against img2dataset alone, from one local server.
 
-The server renders every image it sends and runs on the same cores, so the first row, plain requests
-whose answers are thrown away, says how much of the time is the server's.
+Twice: on photographs of 1024 x 768 pixels, which img2dataset decodes, resizes and encodes, as what
+users download, and on the demo's small scenes, which it stores as they are: the adverse case, where
+nothing is cheaper than the download that all else is compared with. The server runs on the same
+cores (and renders the scenes it sends), so the first row, plain requests whose answers are thrown
+away, says how much of the time is the server's.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.bench.busy import busy_seconds
+from pipeline.bench.photos import photo_server, photo_urls
 from pipeline.cluster import ClusterConfig, connect
 from pipeline.config import PipelineConfig
 from pipeline.engine import Engine, Job
@@ -40,10 +45,11 @@ from pipeline.stages import download
 from pipeline.stages.download import DownloadConfig
 from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
-from pipeline.timing import Bench, Case, measure
+from pipeline.timing import Bench, Case, Row, measure
 
 _ALONE = "img2dataset alone"
-_PARTS_PER_PROCESS = 2
+_PARTS_PER_PROCESS = 2  # at least
+_MOST_PART_ROWS = 500  # the demo's
 
 
 @dataclass(frozen=True)
@@ -61,15 +67,30 @@ class Setting:
         return [self.urls[start : start + size] for start in range(0, len(self.urls), size)]
 
 
-def bench_fetching(images: int, processes: int, rounds: int, warm_up: bool) -> Bench:
-    """Compare images per second of wall-clock time, with as many worker processes on each side.
+@dataclass(frozen=True)
+class Lot:
+    """What is fetched: how many images, and whether photographs or small scenes."""
 
-    Clusters and process pools start, and load img2dataset, beforehand.
+    images: int
+    photographs: bool
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"fetching {self.images:,} {'photographs' if self.photographs else 'small scenes'}"
+
+
+def bench_fetching(lot: Lot, processes: int, rounds: int, warm_up: bool) -> list[Bench]:
+    """Compare images per second, and per CPU second of all processes, the server's included.
+
+    There are as many worker processes on each side. Clusters and process pools start, and load
+    img2dataset, beforehand. CPU time is what counts on a machine that others use, and says nothing
+    of waiting, such as for the stages that are one task of the whole run.
     """
     # Before the server and the cluster, so that its processes load while those start.
     with (
         _pool(processes) as pool,
-        _setting(images, processes) as setting,
+        (_photos if lot.photographs else _scenes)(lot.images, processes, pool) as setting,
         Engine(Directory(setting.folder / "staged"), setting.config.cluster) as engine,
     ):
         cases = [
@@ -78,7 +99,23 @@ def bench_fetching(images: int, processes: int, rounds: int, warm_up: bool) -> B
             Case("Dask download stage", _staged(setting, engine)),
             Case("whole pipeline, no captioner", _whole(setting)),
         ]
-        return measure("fetching", "images/s", cases, rounds, baseline=_ALONE, warm_up=warm_up)
+        busy: dict[str, list[float]] = {case.name: [] for case in cases}
+        watched = [Case(case.name, _watched(case, busy[case.name])) for case in cases]
+        found = measure(lot.name, "images/s", watched, rounds, baseline=_ALONE, warm_up=warm_up)
+    used = tuple(Row(name, tuple(rates[-rounds:])) for name, rates in busy.items())
+    return [found, Bench(f"{lot.name}: work", "images per CPU second", _ALONE, used)]
+
+
+def _watched(case: Case, rates: list[float]) -> Callable[[], int]:
+    """Return the case's `run`, which also notes how many images it did per CPU second."""
+
+    def run() -> int:
+        before = busy_seconds()
+        images = case.run()
+        rates.append(images / max(busy_seconds() - before, 1e-2))
+        return images
+
+    return run
 
 
 @contextmanager
@@ -97,18 +134,49 @@ def load_img2dataset() -> None:
 
 
 @contextmanager
-def _setting(images: int, processes: int) -> Iterator[Setting]:
+def _scenes(images: int, processes: int, _: ProcessPoolExecutor) -> Iterator[Setting]:
     world = quiet_world(images, free_port())
     table = pa.Table.from_pylist(list(rows(world)), SCHEMA).select(["url", "captions"])
-    with tempfile.TemporaryDirectory(prefix="pipeline-bench-") as name, SceneServer(world):
-        folder = Path(name)
-        pq.write_table(table, folder / "list.parquet")
-        cluster = ClusterConfig(workers=processes, dashboard=None)
-        with connect(cluster, str(folder / "dask")) as client:
-            client.run(load_img2dataset)
-            part_rows = -(-images // (_PARTS_PER_PROCESS * processes))
-            config = demo_config(folder, world.port, part_rows, client.scheduler.address)
-            yield Setting(table["url"].to_pylist(), config, folder)
+    with _folder() as folder, SceneServer(world), _cluster(folder, processes) as address:
+        config = demo_config(folder, world.port, _part_rows(images, processes), address)
+        yield _setting(folder, table, config)
+
+
+@contextmanager
+def _photos(images: int, processes: int, pool: ProcessPoolExecutor) -> Iterator[Setting]:
+    """Yield photographs with the scenes' alt texts, under the pipeline's default settings."""
+    world = quiet_world(images, free_port())
+    captions = pa.array([row["captions"] for row in rows(world)], pa.list_(pa.string()))
+    with (
+        _folder() as folder,
+        photo_server(folder / "photos", images, pool) as port,
+        _cluster(folder, processes) as address,
+    ):
+        table = pa.table({"url": photo_urls(port, images), "captions": captions})
+        config = plain_config(folder, port, _part_rows(images, processes), address)
+        yield _setting(folder, table, config)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="pipeline-bench-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def _cluster(folder: Path, processes: int) -> Iterator[str]:
+    with connect(ClusterConfig(workers=processes, dashboard=None), str(folder / "dask")) as client:
+        client.run(load_img2dataset)
+        yield client.scheduler.address
+
+
+def _part_rows(images: int, processes: int) -> int:
+    return min(-(-images // (_PARTS_PER_PROCESS * processes)), _MOST_PART_ROWS)
+
+
+def _setting(folder: Path, table: pa.Table, config: PipelineConfig) -> Setting:
+    pq.write_table(table, folder / "list.parquet")
+    return Setting(table["url"].to_pylist(), config, folder)
 
 
 def quiet_world(images: int, port: int) -> ScenesConfig:
@@ -119,6 +187,18 @@ def quiet_world(images: int, port: int) -> ScenesConfig:
 
 def demo_config(folder: Path, port: int, part_rows: int, address: str | None) -> PipelineConfig:
     """Return the demo's config without its captioner, reading the list in `folder`."""
+    demo = {
+        "filter": {"image": {"min_side": 64}},
+        "score": {"alignment": {"kind": "linear", "text_width": 512}},
+        "pack": {"shard_mb": 8},
+    }
+    return plain_config(folder, port, part_rows, address, **demo)
+
+
+def plain_config(
+    folder: Path, port: int, part_rows: int, address: str | None, **sections: Any
+) -> PipelineConfig:
+    """Return a config that is all defaults but for `sections`, reading the list in `folder`."""
     data = {
         "run": str(folder / "whole"),
         "part_rows": part_rows,
@@ -128,10 +208,8 @@ def demo_config(folder: Path, port: int, part_rows: int, address: str | None) ->
             "caption_columns": ["captions"],
         },
         "download": {"timeout": 30, "allow_private_hosts": [f"{HOST}:{port}"]},
-        "filter": {"image": {"min_side": 64}},
-        "score": {"alignment": {"kind": "linear", "text_width": 512}},
-        "pack": {"shard_mb": 8},
         "cluster": {"address": address, "dashboard": None},
+        **sections,
     }
     return build(PipelineConfig, data)
 

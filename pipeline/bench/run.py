@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.bench.captioning import bench_captioning
-from pipeline.bench.fetching import bench_fetching
+from pipeline.bench.fetching import Lot, bench_fetching
 from pipeline.bench.planning import bench_planning
 from pipeline.bench.scaling import bench_scaling, format_scaling
 from pipeline.bench.selecting import bench_selecting
@@ -27,7 +27,8 @@ _PACKAGES = (
 class Size:
     """How much is measured; `processes` None takes one per core."""
 
-    images: int
+    photographs: int
+    scenes: int
     processes: int | None
     scored: int
     captioned: int
@@ -39,12 +40,12 @@ class Size:
 
 
 FULL = Size(
-    images=1200, processes=None, scored=256, captioned=32, selected=100_000, parts=1000,
-    scaled=1000, rounds=5, warm_up=True,
+    photographs=3000, scenes=6000, processes=None, scored=256, captioned=32, selected=100_000,
+    parts=1000, scaled=1000, rounds=5, warm_up=True,
 )  # fmt: skip
 QUICK = Size(
-    images=24, processes=1, scored=4, captioned=4, selected=2000, parts=20, scaled=20,
-    rounds=1, warm_up=False,
+    photographs=8, scenes=24, processes=1, scored=4, captioned=4, selected=2000,
+    parts=20, scaled=20, rounds=1, warm_up=False,
 )  # fmt: skip
 
 
@@ -75,5 +76,7 @@ def _benches(size: Size) -> Iterator[Bench]:
     yield bench_planning(size.parts, size.rounds)
     yield bench_selecting(size.selected, size.rounds)
     processes = size.processes or os.cpu_count() or 1
-    yield bench_fetching(size.images, processes, size.rounds, size.warm_up)
+    photographs = Lot(size.photographs, photographs=True)
+    for lot in (photographs, Lot(size.scenes, photographs=False)):
+        yield from bench_fetching(lot, processes, size.rounds, size.warm_up)
     yield bench_captioning(size.captioned, size.rounds, size.warm_up)

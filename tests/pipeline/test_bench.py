@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from pipeline.bench.busy import busy_seconds
+from pipeline.bench.photos import photograph
 from pipeline.cli import main
+from pipeline.filters.image import measure_image
 
+FETCHING = {
+    "requests alone",
+    "img2dataset alone",
+    "Dask download stage",
+    "whole pipeline, no captioner",
+}
 ROWS = {
     "measures and scores": {
         "JPEG decode (an image)",
@@ -21,12 +33,10 @@ ROWS = {
     },
     "planning a finished run": {"2 parts", "20 parts"},
     "re-selecting": {"select from 2,000 rows", "select from 20,000 rows"},
-    "fetching": {
-        "requests alone",
-        "img2dataset alone",
-        "Dask download stage",
-        "whole pipeline, no captioner",
-    },
+    "fetching 8 photographs": FETCHING,
+    "fetching 8 photographs: work": FETCHING,
+    "fetching 24 small scenes": FETCHING,
+    "fetching 24 small scenes: work": FETCHING,
     "captioning": {
         "generate alone, inputs laid out",
         "plain loop, one thing after the other",
@@ -57,6 +67,22 @@ def test_quick_bench_reports_every_row(tmp_path: Path, capsys: pytest.CaptureFix
             assert len(row["rates"]) == len(base["rates"])
             assert row["rate"] == pytest.approx(statistics.median(row["rates"]))
             assert row["ratio"] == pytest.approx(row["rate"] / base["rate"])
+
+
+def test_work_of_ended_children_and_of_their_children_counts() -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}], check=True)"
+    before = busy_seconds()
+    subprocess.run([sys.executable, "-c", nested], check=True)
+    assert busy_seconds() - before >= 0.25  # CPU time, whatever else the machine does
+
+
+def test_photographs_cost_what_photographs_cost_and_differ() -> None:
+    made = [photograph(number) for number in range(4)]
+    assert all(100_000 < len(data) < 500_000 for data in made)
+    hashes = [measure_image(data).phash or 0 for data in made]
+    pairs = itertools.combinations(hashes, 2)
+    assert all((one ^ other).bit_count() > 8 for one, other in pairs)
 
 
 def test_an_unwritable_target_is_refused_before_any_work(

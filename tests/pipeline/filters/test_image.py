@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from pipeline.filters.image import COLOUR_BYTES, DECODE_ERRORS, ImageMeasures, measure_image
+from pipeline.filters.pixels import thumbnail, working_copy
 
 
 def picture(seed: int, height: int = 240, width: int = 320) -> np.ndarray:
@@ -82,6 +83,23 @@ def test_copies_are_near_and_other_pictures_far() -> None:
         half = measure_image(encode(cv2.resize(image, (160, 120), interpolation=cv2.INTER_AREA)))
         assert distance(original, worse) <= 4 and distance(original, half) <= 4
         assert all(distance(original, other) > 8 for other in originals[:seed])
+
+
+@pytest.mark.parametrize(
+    "size", [(300, 500), (257, 256), (1000, 700), (600, 90), (3, 900), (64, 64)]
+)
+def test_small_copies_are_what_exact_averages_are(size: tuple[int, int]) -> None:
+    height, width = size
+    image = picture(5, height, width)
+    working = working_copy(image)
+    scale = min(1.0, 256 / max(size))
+    assert working.shape == (max(1, round(height * scale)), max(1, round(width * scale)), 3)
+    copies = [working]
+    if min(working.shape[:2]) >= 64:  # OpenCV's exact averages do not enlarge
+        copies.append(thumbnail(working))
+    for copy in copies:
+        exact = cv2.resize(image, copy.shape[1::-1], interpolation=cv2.INTER_AREA)
+        assert np.abs(copy.astype(int) - exact).mean() < 4
 
 
 def test_contrast_and_sharpness_mean_what_they_say() -> None:
