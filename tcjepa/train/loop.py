@@ -7,6 +7,7 @@ that was not, bit for bit on a CPU.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Collection, Iterator
@@ -47,7 +48,7 @@ def train(run: Run) -> Ending:
     """
     config, steps = run.config.train, run.schedule.steps
     window, saved, ending = Window(), time.monotonic(), Ending.FINISHED
-    with run, Interrupts() as signals, Progress("pretrain", steps, "steps") as progress:
+    with run, Interrupts() as signals, _progress(run) as progress:
         progress.skip(run.step)
         for batch in window.timed(run.batches()):
             window.add(run, batch, optimizer_step(run, batch))
@@ -79,6 +80,13 @@ def train(run: Run) -> Ending:
                 ending = Ending.INTERRUPTED if stopping else Ending.OUT_OF_TIME
                 break
     return ending
+
+
+def _progress(run: Run) -> Progress:
+    """Return the run's progress, shown by rank 0 alone."""
+    if run.world.is_main:
+        return Progress("pretrain", run.schedule.steps, "steps")
+    return Progress("pretrain", run.schedule.steps, "steps", every=math.inf, stream=io.StringIO())
 
 
 def optimizer_step(run: Run, batch: Batch) -> dict[str, Tensor]:

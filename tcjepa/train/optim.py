@@ -149,7 +149,7 @@ def make_optimizer(
         {"params": exempt, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        groups, lr=config.start_lr, betas=config.betas, fused=device.type == "cuda"
+        groups, lr=config.start_lr, betas=config.betas, fused=device.type in ("cpu", "cuda")
     )
 
 

@@ -43,6 +43,10 @@ def summary(run: Run) -> str:
     """Return what a run that is about to train will do."""
     begins = f"resumes after step {run.step}" if run.step else "starts new"
     device = f"{run.world.device.type} x {run.world.size}, {'bf16' if run.is_bf16 else 'fp32'}"
+    if run.world.size > 1:
+        device += f", {'sharded (fsdp2)' if run.parallel.is_sharded else 'replicated (ddp)'}"
+    elif run.config.train.parallel == "fsdp2":
+        device += ", train.parallel=fsdp2 has nothing to shard on one rank"
     threads = f", {torch.get_num_threads()} threads" if run.world.device.type == "cpu" else ""
     lines = _lines(run.config, run.schedule, len(run.index), run.model)
     return "\n".join([*lines, f"device    {device}{threads}", f"state     {begins}"])

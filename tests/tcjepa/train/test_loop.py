@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.settings import ConfigError
-from pipeline.storage import Directory
 from tcjepa.train import checkpoint
 from tcjepa.train.distributed import World
 from tcjepa.train.log import read
 from tcjepa.train.loop import DivergedError, Ending, optimizer_step, train
 from tcjepa.train.run import Run
-from tests.tcjepa.train.runs import ROOT, tiny_config
+from tests.tcjepa.train.runs import tiny_config
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -29,44 +25,18 @@ def make_run(folder: Path, *overrides: str) -> Run:
 
 @pytest.mark.parametrize("text", ["model.text.sparsity=rectified", "model.text=null"])
 def test_accumulated_gradients_are_the_big_batchs(tmp_path: Path, text: str) -> None:
+    """Within 1e-6, also where micro-batches differ in size and in captioned images."""
     steps = []
-    for micro in ("null", "4", "2"):
+    for micro in ("null", "4", "3", "1"):
         run = make_run(tmp_path, text, f"train.micro_batch={micro}")
         values = optimizer_step(run, next(run.batches()))
-        steps.append((values, [p.grad.clone() for p in run.parameters if p.grad is not None]))
-    whole, gradients = steps[0]
-    for values, others in steps[1:]:
-        assert len(others) == len(gradients)
-        torch.testing.assert_close(values["loss"], whole["loss"])
-        for one, other in zip(gradients, others, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
-def test_two_ranks_follow_one(tmp_path: Path) -> None:
-    """The slices of the global batch add up: same masks, same samples, same losses."""
-    config = tmp_path / "config.yaml"
-    tiny_config(tmp_path)
-    for name, launcher in (
-        ("one", []),
-        ("two", ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]),
-    ):
-        command = [*launcher, "-m", "tcjepa", "pretrain", config, f"run={tmp_path / name}"]
-        done = subprocess.run(
-            [sys.executable, *map(str, command), "train.steps=6", "train.monitor_every=3"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    one, two = read(tmp_path / "one"), read(tmp_path / "two")
-    assert [r["step"] for r in two] == list(range(6))
-    for a, b in zip(one, two, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
-    assert checkpoint.names(Directory(tmp_path / "two"))
+        gradients = [p.grad.flatten() for p in run.parameters if p.grad is not None]
+        steps.append((values, torch.cat(gradients).double()))
+    whole, gradient = steps[0]
+    for values, other in steps[1:]:
+        for key in ("loss", "grad_norm", *(key for key in whole if key in ("predict", "sparse"))):
+            torch.testing.assert_close(values[key], whole[key], rtol=1e-6, atol=0)
+        assert (other - gradient).norm() < 1e-6 * gradient.norm()
 
 
 def test_divergence_names_step_samples_and_keys_and_saves_nothing(tmp_path: Path) -> None:
