@@ -6,7 +6,6 @@ carry no noise; images get the evaluation crop.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +106,7 @@ def file_name(step: int, uid: str) -> str:
     return f"step-{step:08d}-{uid}.png"
 
 
-def save(run: str | os.PathLike[str], step: int, uid: str, png: bytes) -> Path:
+def save(run: str | Path, step: int, uid: str, png: bytes) -> Path:
     """Write an attention image of a run, whole or not at all; return its path."""
     folder = Directory(run) / FOLDER
     folder.write_bytes(file_name(step, uid), png)
