@@ -45,7 +45,14 @@ def open_or_imitate(config: TextConfig) -> TextEncoder:
         return open_text_encoder(uncached)
     from tcjepa.text_huggingface import HuggingFaceEncoder
 
-    return HuggingFaceEncoder(uncached, _tokenizer(), _t5_base())
+    words = [f"w{number}" for number in range(VOCABULARY)]
+    return HuggingFaceEncoder(uncached, _tokenizer(words), _t5_base())
+
+
+def save_t5(folder: Path, words: Sequence[str]) -> None:
+    """Save an encoder of t5-base's sizes with random weights that knows `words`."""
+    _tokenizer(words).save_pretrained(folder)
+    _t5_base().save_pretrained(folder)
 
 
 def is_imitated(config: TextConfig) -> bool:
@@ -82,12 +89,12 @@ def _t5_base() -> Any:
     return T5EncoderModel(sizes)
 
 
-def _tokenizer() -> Any:
+def _tokenizer(words: Sequence[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "</s>", *(f"w{number}" for number in range(VOCABULARY))]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<pad>"))
+    known = ["<pad>", "</s>", *words]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, "<pad>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     inner.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
@@ -95,4 +102,4 @@ def _tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>")
 
 
-__all__ = ["GivenWords", "captions_of", "is_imitated", "open_or_imitate"]
+__all__ = ["GivenWords", "captions_of", "is_imitated", "open_or_imitate", "save_t5"]

@@ -29,10 +29,13 @@ from tcjepa import keyed
 
 _CAPTIONS = 4
 _STATISTICS = ("best", "mean")
-_WORDS = (
-    "a the two small large red green wooden striped old bright round dog house tree boat child cat "
-    "window street table river stands lies runs holds beside under behind near in on with and"
-)
+#: What captions are made of.
+WORDS = (
+    "a", "the", "two", "small", "large", "red", "green", "wooden", "striped", "old", "bright",
+    "round", "dog", "house", "tree", "boat", "child", "cat", "window", "street", "table", "river",
+    "stands", "lies", "runs", "holds", "beside", "under", "behind", "near", "in", "on", "with",
+    "and",
+)  # fmt: skip
 
 
 def write_shards(folder: Path, images: Sequence[bytes], side: int, samples: int, size: int) -> None:
@@ -90,8 +93,7 @@ def _add(tar: tarfile.TarFile, shard: str, number: int, data: bytes, side: int) 
 
 def _caption(number: int, place: int) -> Caption:
     draws = keyed.bits(keyed.key("caption", number, place), 13).tolist()
-    known = _WORDS.split()
-    words = [known[draw % len(known)] for draw in draws[: 6 + draws[-1] % 7]]
+    words = [WORDS[draw % len(WORDS)] for draw in draws[: 6 + draws[-1] % 7]]
     return {
         "text": " ".join(words),
         "source": ALT_TEXT if place == 0 else "bench",
