@@ -24,7 +24,7 @@ def _text(distinct: int, words: int) -> TextBatch:
 @pytest.mark.parametrize(
     ("keys", "share"),
     [
-        ({}, True),
+        ({}, False),
         ({"heads": 2, "sparsity": "entropy", "fusion": "attention"}, True),
         ({"conditioning": "caption_attention", **PLAIN}, False),
         ({"conditioning": "adaln", **PLAIN}, True),
