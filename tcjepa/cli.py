@@ -163,7 +163,7 @@ def _pretrain(parsed: argparse.Namespace) -> int:
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", help="run directory, or a checkpoint file (.pt)")
+    parser.add_argument("target", help="run directory, or a checkpoint (.pt or .dcp)")
     parser.add_argument("--config", help="YAML with other settings, e.g. an `evaluate:` section")
     _override_argument(parser)
 
@@ -175,7 +175,8 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
     target = Path(parsed.target)
     found = checkpoint.resolve(target, say)
-    run = target if target.is_dir() else target.resolve().parent.parent
+    is_run = target.is_dir() and target.suffix != checkpoint.SHARDED
+    run = target if is_run else target.resolve().parent.parent
     overrides = [*parsed.overrides, f"run={run}"]
     config = cached_in_run(reload(TrainConfig, found.config, parsed.config, overrides))
     changed = differences(found.config, config.model_dump(mode="json"))
