@@ -96,7 +96,7 @@ def run(parsed: argparse.Namespace) -> None:
             _profile(cases, bench.device, parsed.profile)
     if parsed.json is not None:
         gpu = torch.cuda.get_device_name() if bench.device.type == "cuda" else None
-        command = ["python", "-m", *sys.argv[1:]]
+        command = ["python", "-m", "tcjepa", *sys.argv[1:]]
         whole = report([measured], command=command, quick=False, packages=_PACKAGES, gpu=gpu)
         parsed.json.write_text(json.dumps({**whole, "step": found}, indent=2) + "\n")
 
