@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 #: Readings of the word attention look at every so-many-th predictor token [tokens].
 MONITOR_STRIDE = 8
+#: Readings of a training step are of the first images of a forward pass [images].
+MONITOR_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class TCJEPA(nn.Module):
         predict = losses.prediction_loss(predicted_BMTD, target_BMTD, self.config.prediction_loss)
         terms, loss = {"predict": predict}, predict
         monitors = {
-            "context_std": _feature_std(context_BCD),
-            "target_std": _feature_std(target_BMTD.flatten(1, 2)),
+            "context_std": _feature_std(context_BCD[:MONITOR_IMAGES]),
+            "target_std": _feature_std(target_BMTD[:MONITOR_IMAGES].flatten(1, 2)),
         }
         if words is not None:
             regularizers = self._regularizers(attentions, words)
@@ -124,9 +127,15 @@ class TCJEPA(nn.Module):
 
 def normalise(images: Tensor) -> Tensor:
     """Return float32 images with ImageNet's mean and std of uint8 ones (B, 3, H, W)."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1) * 255
+    mean, std = _statistics(images.device)
     return (images.float() - mean) / std
+
+
+@lru_cache(maxsize=8)
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ImageNet's mean and std of bytes (1, 3, 1, 1); copied to a device only once."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.to(device), std.to(device)
 
 
 @torch.no_grad()
@@ -139,23 +148,25 @@ def _feature_std(x_BKD: Tensor) -> Tensor:
 def _word_monitors(attentions: Sequence[WordAttention], words: Words) -> dict[str, Tensor]:
     """Return readings that show whether the text path lives (all shares in [0, 1]).
 
-    Of every `MONITOR_STRIDE`-th token: the full tensors would be read a dozen times per step.
+    Of the first `MONITOR_IMAGES` images and every `MONITOR_STRIDE`-th token: the full tensors would
+    be read a dozen times per step.
     """
-    valid_BNS = words.valid & words.real.unsqueeze(-1)
-    weights_BN = losses.caption_weights(words.real)
+    valid, real = words.valid[:MONITOR_IMAGES], words.real[:MONITOR_IMAGES]
+    valid_BNS = valid & real.unsqueeze(-1)
+    weights_BN = losses.caption_weights(real)
     pairs = valid_BNS.sum().clamp_min(1)
-    captioned = words.real.any(1)
+    captioned = real.any(1)
     positive_shares, entropies, wordless = [], [], []
     for attention in attentions:
-        cosine_BNSQ = attention.cosine[..., ::MONITOR_STRIDE]
-        weights_BNSQ = attention.weights[..., ::MONITOR_STRIDE]
+        cosine_BNSQ = attention.cosine[:MONITOR_IMAGES, ..., ::MONITOR_STRIDE]
+        weights_BNSQ = attention.weights[:MONITOR_IMAGES, ..., ::MONITOR_STRIDE]
         positive_BNSQ = (cosine_BNSQ > 0) & valid_BNS.unsqueeze(-1)
         Q = positive_BNSQ.shape[-1]
         positive_shares.append(positive_BNSQ.sum() / (pairs * Q))
         without_BQ = ~positive_BNSQ.flatten(1, 2).any(1)
         wordless_B = without_BQ.float().mean(1) * captioned
         wordless.append(wordless_B.sum() / captioned.sum().clamp_min(1))
-        entropies.append(losses.attention_entropy(weights_BNSQ, words.valid, weights_BN))
+        entropies.append(losses.attention_entropy(weights_BNSQ, valid, weights_BN))
     monitors: dict[str, Any] = {
         f"positive_share_layer{layer}": share for layer, share in enumerate(positive_shares)
     }
