@@ -234,7 +234,7 @@ def test_evaluate_refuses_what_it_cannot_do(
     assert "train.lr: 0.001 → 1.0" in said
     code, _, said = run(capsys, "evaluate", trained / "nowhere")
     assert code == 2
-    assert "neither a checkpoint file nor a run directory" in said
+    assert "nowhere is neither a checkpoint" in said
 
 
 def test_fresh_sets_the_earlier_run_aside(

@@ -122,9 +122,9 @@ class Reference:
 
     def predict(self, sample: Sample) -> tuple[list[Tensor], list[list[list[Tensor]]]]:
         """Return the prediction of each target patch, and cosines[caption][layer][patch][word]."""
-        captions = sample.captions or [self.p["null_caption"].unsqueeze(0)] * (
-            self.s.conditioning is not None
-        )
+        captions = sample.captions
+        if not captions and self.s.conditioning is not None:
+            captions = [self.p["null_caption"].unsqueeze(0)]
         tokens = self.tokens(sample, captions)
         cosines: list[list[list[Tensor]]] = [[] for _ in captions]
         for layer in range(self.s.depth):
