@@ -7,14 +7,25 @@ from typing import Any
 
 from pipeline.schema import IMAGE_EXTENSIONS
 from pipeline.settings import ConfigError
+from tcjepa import keyed
 from tcjepa.data.decode import SampleError
 
 #: Formats by file ending.
 FORMATS = {f".{extension}": extension for extension in IMAGE_EXTENSIONS} | {".jpeg": "jpg"}
 
 
+def mixed(*names: str) -> tuple[int, tuple[str, ...]]:
+    """Return what to sort files by, so that the first N of them are a draw from all classes.
+
+    Limits take the first N images of a source; in the order of their names those would be of one
+    class. The order depends on the names alone, which may be any that a file system has.
+    """
+    written = [name.encode(errors="replace").decode() for name in names]
+    return keyed.key("folder order", *written), names
+
+
 class ImageFolder:
-    """Images in `<path>/<class>/**`, classes and files in sorted order.
+    """Images in `<path>/<class>/**`: classes sorted, files in a fixed order that mixes them.
 
     A sample's `meta` holds `label` (class number) and `class` (folder name).
     """
@@ -33,9 +44,10 @@ class ImageFolder:
         files = [
             (file.relative_to(root).as_posix(), label)
             for label, name in enumerate(classes)
-            for file in sorted((root / name).rglob("*"))
+            for file in (root / name).rglob("*")
             if file.suffix.lower() in FORMATS and file.is_file()
         ]
+        files.sort(key=lambda file: mixed(file[0]))
         if not files:
             formats = ", ".join(FORMATS)
             raise ConfigError(f"no images ({formats}) in class subfolders of {root}")

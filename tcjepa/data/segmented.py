@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.settings import ConfigError
 from tcjepa.data.decode import SampleError
-from tcjepa.data.folder import FORMATS
+from tcjepa.data.folder import FORMATS, mixed
 
 Mask = NDArray[np.uint8]
 
@@ -25,6 +25,7 @@ _NAMED: Final = 5
 class SegmentationFolder:
     """Images `<path>/images/**` and masks `<path>/masks/**.png` of the same relative name.
 
+    They come in a fixed order that mixes subfolders: a function of the names.
     A mask is a PNG of class numbers, grey or with a palette, as large as its image: 0 is
     background, 255 is ignored. A sample holds its bytes as `mask`.
     """
@@ -44,9 +45,10 @@ class SegmentationFolder:
         root = Path(path)
         files = [
             file.relative_to(root / IMAGES).as_posix()
-            for file in sorted((root / IMAGES).rglob("*"))
+            for file in (root / IMAGES).rglob("*")
             if file.suffix.lower() in FORMATS and file.is_file()
         ]
+        files.sort(key=mixed)
         if not files:
             raise ConfigError(f"no images ({', '.join(FORMATS)}) in {root / IMAGES}")
         bare = [name for name in files if not (root / _mask_of(name)).is_file()]

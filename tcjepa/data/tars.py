@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.settings import ConfigError
 from tcjepa.data.decode import SampleError
-from tcjepa.data.folder import FORMATS
+from tcjepa.data.folder import FORMATS, mixed
 
 #: Members that say something of an image: its class, or a dict with anything.
 _CLASS, _JSON = ".cls", ".json"
@@ -34,6 +34,7 @@ class _Entry:
 class LabelledTars:
     """The images of local tars; members of one sample share the name up to the first dot.
 
+    They come in a fixed order that mixes classes: a function of the tars' file names and the keys.
     A sample's `meta` holds `class` (the text of its `.cls` member) and the values of its `.json`
     member. Nothing is unpickled or executed: other members are not read.
     """
@@ -55,6 +56,7 @@ class LabelledTars:
             raise ConfigError(
                 f"no images ({', '.join(FORMATS)}) in the {len(paths)} tars {pattern}"
             )
+        entries.sort(key=lambda entry: mixed(Path(entry.tar).name, entry.key))
         return cls(entries)
 
     def __len__(self) -> int:

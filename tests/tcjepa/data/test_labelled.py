@@ -1,3 +1,5 @@
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +60,25 @@ def test_image_folder(tmp_path: Path) -> None:
     assert folder.classes == ["a", "b"] and len(folder) == 4
     ((images, rows, samples),) = labelled(folder, 24, 8, ["uid", "meta.label", "meta.class"])
     assert images.shape == (4, 3, 24, 24) and rows.tolist() == [0, 1, 2, 3]
-    assert [tuple(sample.values()) for sample in samples] == [
+    assert sorted(tuple(sample.values()) for sample in samples) == [
         ("a/0.jpg", 0, "a"), ("a/x/1.jpeg", 0, "a"), ("b/2.PNG", 1, "b"), ("b/3.webp", 1, "b"),
     ]  # fmt: skip
+
+
+def test_the_first_images_of_a_folder_are_of_several_classes(tmp_path: Path) -> None:
+    """Limits take the first N."""
+    names = [f"{name}/{number}.jpg" for name in "abc" for number in range(20)]
+    names.append(os.fsdecode(b"a/\xff.jpg"))  # no UTF-8, which a file system may hold
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(image(0, 8, 8))
+    folder = ImageFolder.open(tmp_path)
+    found = [folder.image_and_sample(row)[2] for row in range(len(folder))]
+    assert sorted(sample["uid"] for sample in found) == sorted(names)
+    assert {sample["meta"]["class"] for sample in found[:12]} == {"a", "b", "c"}
+    shutil.copytree(tmp_path, tmp_path / "d" / "copy")  # the order is that of names, not of paths
+    copy = ImageFolder.open(tmp_path / "d" / "copy")
+    assert [copy.image_and_sample(row)[2] for row in range(len(copy))] == found
 
 
 def test_image_folder_refusals(tmp_path: Path) -> None:
