@@ -104,11 +104,14 @@ def _compare(left: ast.expr, op: ast.cmpop, right: ast.expr, schema: pa.Schema) 
             raise _refusal(right)
         name = _column(left, schema)
         values = [_literal(item) for item in right.elts]
+        field = pc.field(name)
         try:
-            found = pc.field(name).isin(pa.array(values, type=schema.field(name).type))
+            listed = field.isin(pa.array(values, type=schema.field(name).type))
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise ConfigError(f"data.filter: {ast.unparse(right)} for {name!r}: {error}") from error
-        return found if isinstance(op, ast.In) else ~found & pc.field(name).is_valid()
+        # pyarrow says false for null, which `not` would turn into true.
+        found = pc.if_else(field.is_valid(), listed, pc.scalar(pa.scalar(None, pa.bool_())))
+        return found if isinstance(op, ast.In) else ~found
     return _COMPARISONS[type(op)](*_operands(left, right, schema))
 
 

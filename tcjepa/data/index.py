@@ -41,7 +41,7 @@ from tcjepa.data.verify import (
 from tcjepa.keyed import Bits
 
 _CHUNK = 65_536
-_LAYOUT = 2  # of the mapped files; part of their names
+_LAYOUT = 3  # of the mapped files and what filters mean; part of their names
 
 
 class Entry(NamedTuple):

@@ -35,6 +35,11 @@ def rows(text: str) -> list[int]:
         ("quality_best is not None and n_captions > -1", [0, 1, 3]),
         ("meta.label in [0, 3]", [0, 3]),
         ("meta.label not in [0, 3]", [1]),
+        ("not meta.label in [0, 3]", [1]),  # null stays out of all four
+        ("not (meta.label not in [0, 3])", [0, 3]),
+        ("not (meta.label in [0, 3] or n_captions > 3)", [1]),
+        ("meta.label in [0, 3] or n_captions == 3", [0, 2, 3]),
+        ("not (meta.label in [0, 3] and n_captions < 3)", [1, 2, 3]),
         ("image_format in ['png', 'webp']", [1, 3]),
         ("meta.photo", [0, 2]),
         ("2 < n_captions", [2, 3]),
