@@ -6,9 +6,7 @@ lies inside that of a higher one, so runs of a study differ in nothing else.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import uuid
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,8 +18,8 @@ from pydantic import Field, model_validator
 
 from pipeline.schema import Caption
 from pipeline.settings import Settings
-from pipeline.storage import TEMPORARY_PREFIX
 from tcjepa import keyed
+from tcjepa.data.staging import locked, room_for, staged
 from tcjepa.keyed import Bits
 from tcjepa.noise_spans import SPAN_EDITS
 from tcjepa.noise_words import EDITS
@@ -155,13 +153,11 @@ class CaptionNoise:
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
         path = index.cache_dir / f"donors-{digest}.npy"
         # One process of the node computes; the others wait for it, then map its file.
-        with (index.cache_dir / f"donors-{digest}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(path.with_suffix(".lock")):
             if not path.exists():
                 donors = derange(index.uid_bits(), index.caption_counts(), config, number)
-                temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}.npy")
-                np.save(temporary, donors)
-                temporary.replace(path)
+                with staged(path) as sink, room_for(path):
+                    np.save(sink, donors)
         donated: Donors = np.load(path, mmap_mode="r")
         return donated
 

@@ -1,3 +1,6 @@
+import resource
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.schema import Caption
 from tcjepa import keyed
+from tcjepa.data.errors import CacheFullError
 from tcjepa.noise import CaptionNoise, NoiseConfig, derange
 from tcjepa.noise_words import EDITS
 from tests.tcjepa.shards import caption
@@ -102,6 +106,42 @@ def test_map_is_shared_through_the_cache(tmp_path: Path) -> None:
     other = CaptionNoise(derangement(0.5), Index([2] * 20, tmp_path, fingerprint="g"))
     assert [other.donor(row, 1) for row in range(20)] == donors  # same uids, same map
     assert len(list(tmp_path.glob("donors-*.npy"))) == 2
+
+
+_SWEEPS = """
+import sys
+from pathlib import Path
+from tcjepa.data.staging import sweep
+print(flush=True)
+while True:
+    sweep(Path(sys.argv[1]))
+"""
+
+
+def test_a_sweep_of_another_process_spares_a_map_under_way(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _SWEEPS, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as sweeper:
+        try:
+            assert sweeper.stdout is not None and sweeper.stdout.readline() == b"\n"
+            noise = CaptionNoise(derangement(1.0), Index([9] * 500_000, tmp_path))
+            for number in range(9):
+                assert noise.donor(0, number) > 0
+        finally:
+            sweeper.kill()
+    assert len(list(tmp_path.glob("donors-*.npy"))) == 9
+
+
+def test_no_room_for_a_map(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
+    noise = CaptionNoise(derangement(1.0), Index([1] * 50_000, tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))
+    try:
+        with pytest.raises(CacheFullError, match=r"no room for donors-.*data\.cache_dir"):
+            noise.donor(0, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob(".tmp-*"))
 
 
 def captions_of(row: int) -> list[Caption]:
