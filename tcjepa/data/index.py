@@ -27,7 +27,7 @@ from tcjepa.data.config import DataConfig, cache_folder
 from tcjepa.data.emptiness import explain_empty
 from tcjepa.data.filter import Clause, conjunction, parse
 from tcjepa.data.remote import Access, Remote
-from tcjepa.data.staging import room_for, staged, sweep, temporary
+from tcjepa.data.staging import locked, room_for, staged, sweep, temporary
 from tcjepa.data.verify import (
     Expected,
     Verify,
@@ -109,7 +109,11 @@ class ShardIndex:
         sweep(cache_dir)
         access = Access(config.fetch_ranges, config.timeout_s)
         remote = None if directory.is_local else Remote(directory, access)
-        with _local_index(directory, remote, cache_dir) as path:
+        # One process of the node at a time: the first writes, the others find its file.
+        with (
+            locked(cache_dir / "index.lock"),
+            _local_index(directory, remote, cache_dir) as path,
+        ):
             digest = _sha256(path)
             schema = pq.read_schema(path)
             check_index(schema)

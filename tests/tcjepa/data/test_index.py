@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,34 @@ def test_pickles_as_a_path(tmp_path: Path, samples: list[Any]) -> None:
     assert len(data) < 2000
     copy = pickle.loads(data)
     assert copy.fingerprint == index.fingerprint and copy.table.equals(index.table)
+
+
+_OPENS = """
+import sys, time
+from tcjepa.data import index
+from tcjepa.data.config import DataConfig
+write = index._write_selection
+def slowly(*given):
+    print("writes")
+    time.sleep(0.5)  # whoever does not wait for us comes here as well
+    write(*given)
+index._write_selection = slowly
+print("ready", flush=True)
+sys.stdin.readline()
+print(len(index.ShardIndex.open(DataConfig.model_validate_json(sys.argv[1]))))
+"""
+
+
+def test_one_process_of_a_node_writes_the_mapped_index(tmp_path: Path, samples: list[Any]) -> None:
+    command = [sys.executable, "-c", _OPENS, config_of(tmp_path).model_dump_json()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert sorted(said) == [["22"], ["22"], ["writes", "22"]]
 
 
 @pytest.mark.parametrize(
