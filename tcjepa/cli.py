@@ -175,10 +175,15 @@ def _evaluate(parsed: argparse.Namespace) -> int:
 
     target = Path(parsed.target)
     found = checkpoint.resolve(target, say)
-    is_run = target.is_dir() and target.suffix != checkpoint.SHARDED
-    run = target if is_run else target.resolve().parent.parent
-    overrides = [*parsed.overrides, f"run={run}"]
-    config = cached_in_run(reload(TrainConfig, found.config, parsed.config, overrides))
+    run = checkpoint.run_of(target)
+    if run is None:
+        raise ConfigError(
+            f"{target} lies in no run's {checkpoint.FOLDER}/ folder, where its results would go; "
+            f"move it to RUN/{checkpoint.FOLDER}/"
+        )
+    # The cache of the run that it came from need not exist here.
+    stored = {**found.config, "run": str(run), "data": {**found.config["data"], "cache_dir": None}}
+    config = cached_in_run(reload(TrainConfig, stored, parsed.config, parsed.overrides))
     changed = differences(found.config, config.model_dump(mode="json"))
     if changed:
         raise ConfigError(
@@ -252,10 +257,10 @@ def _ablate(parsed: argparse.Namespace) -> int:
         return DONE
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     waiting = [trial for trial in trials if not is_finished(trial)]
-    if waiting and not (parsed.report or parsed.no_estimate):
-        from tcjepa.ablate.cost import estimate
+    if waiting and study.scheduler is None and not (parsed.report or parsed.no_estimate):
+        from tcjepa.ablate.cost import estimate_apart
 
-        say(estimate(study, base, waiting))
+        say(estimate_apart(study, base, waiting))
     failed = [] if parsed.report else run_trials(study, base, say, part)
     if part is not None:
         say(f"part {parsed.part} is over; --report writes the report once all parts are")

@@ -55,6 +55,17 @@ FREE_KEYS = (
 )
 
 
+#: Keys that change nothing without text conditioning.
+TEXT_KEYS = (
+    "text",
+    "data.captions_per_image",
+    "data.caption_sampling",
+    "data.caption_sources",
+    "data.min_caption_quality",
+    "data.noise",
+)
+
+
 class EvaluationSection(EvaluateConfig):
     """What to measure, and on which images (config section `evaluate`)."""
 
@@ -163,13 +174,13 @@ def cached_in_run(config: TrainConfig) -> TrainConfig:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return "key: old → new" for each key of two resolved configs that changes what is computed.
 
-    Both are `model_dump(mode="json")` of a `TrainConfig`; the text encoder counts only with text
+    Both are `model_dump(mode="json")` of a `TrainConfig`; `TEXT_KEYS` count only with text
     conditioning, and `FREE_KEYS` never do.
     """
     before, after = flat(old), flat(new)
     ignored: tuple[str, ...] = FREE_KEYS
     if not old["model"]["text"] and not new["model"]["text"]:
-        ignored = (*FREE_KEYS, "text")
+        ignored = (*FREE_KEYS, *TEXT_KEYS)
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())

@@ -27,6 +27,7 @@ from tcjepa.data.labelled import Source, labelled
 from tcjepa.data.loader import make_loader
 from tcjepa.data.segmented import SegmentationFolder
 from tcjepa.data.tars import LabelledTars
+from tcjepa.evaluate.features import LabelError
 from tcjepa.evaluate.report import EvaluationResult, format_table
 from tcjepa.evaluate.runner import evaluate
 from tcjepa.model.jepa import TCJEPA, normalise
@@ -49,13 +50,14 @@ class LabelledSet:
     source: Source
     image_size: int
     batch: int
-    workers: int
+    config: DataConfig
     part: bool | None = None
     """Of an undivided image folder: True its test images, False the others; None takes all."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[dict[str, Any]]]]:
         """Yield (images (B, 3, H, H) uint8, B records); may be iterated any number of times."""
-        batches = labelled(self.source, self.image_size, self.batch, workers=self.workers)
+        workers = worker_count(self.config)
+        batches = labelled(self.source, self.image_size, self.batch, self.config, workers)
         for images, _, samples in batches:
             chosen = [i for i, s in enumerate(samples) if self._has(s["uid"])]
             if chosen:
@@ -80,16 +82,21 @@ def evaluation_sets(config: EvaluationSection, data: DataConfig) -> tuple[Labell
 
     Raises `ConfigError` if the shards, a split, a tar or the folder is missing.
     """
-    workers = worker_count(data)
 
     def images(source: Source, part: bool | None = None) -> LabelledSet:
-        return LabelledSet(source, config.image_size, config.batch, workers, part)
+        return LabelledSet(source, config.image_size, config.batch, data, part)
 
     if config.folder is not None:
         root = Path(config.folder)
         if (root / "train").is_dir() and (root / "test").is_dir():
             train, test = (_open_folder(root / name) for name in ("train", "test"))
             return images(train), images(test)
+        if any((root / name).is_dir() for name in ("train", "test", "val")):
+            raise ConfigError(
+                f"evaluate.folder={root} has some of train/, test/ and val/, but not both train/ "
+                "and test/; rename or link the held-out images' folder to test/, or name a folder of "
+                "classes"
+            )
         whole = _open_folder(root)
         return images(whole, False), images(whole, True)
     if config.train_tars is not None and config.test_tars is not None:
@@ -112,7 +119,7 @@ def evaluate_encoder(
 ) -> EvaluationResult:
     """Probe a frozen encoder of normalised images (B, 3, H, H) -> (B, P, D) patch features.
 
-    Raises `ConfigError` for labels that the images do not have.
+    Raises `ConfigError` for labels that the images do not have, and for what cannot be evaluated.
     """
     train, test = sets
     try:
@@ -126,12 +133,14 @@ def evaluate_encoder(
             train_total=len(train.source) if train.part is None else None,
             test_total=len(test.source) if test.part is None else None,
         )
-    except ValueError as error:
+    except LabelError as error:
         known = sorted(next(iter(train))[1][0])
         raise ConfigError(
             f"evaluate: {error}. Labels found in the data: {', '.join(known)}; choose with "
             "evaluate.labels=[…]"
         ) from error
+    except ValueError as error:
+        raise ConfigError(f"evaluate: {error}") from error
 
 
 def evaluate_checkpoint(
@@ -169,7 +178,13 @@ def text_gain(model: TCJEPA, config: TrainConfig, world: World) -> float:
             f"evaluate.test_split={data.split} has {len(index)} images: no captions to swap; set "
             "evaluate.text_gain_images=0"
         )
-    batch = min(images, config.evaluate.batch)
+    if config.evaluate.batch < 2:
+        raise ConfigError(
+            "evaluate.batch=1: captions are swapped within a batch; set it to 2 or more, or "
+            "evaluate.text_gain_images=0"
+        )
+    steps = -(-images // config.evaluate.batch)
+    batch = images // steps
     section = config.train.model_copy(update={"batch": batch, "micro_batch": None})
     maker = InputMaker(
         config.model_copy(update={"train": section}),
@@ -177,9 +192,7 @@ def text_gain(model: TCJEPA, config: TrainConfig, world: World) -> float:
         world,
         open_text_encoder(config.text),
     )
-    loader = make_loader(
-        index, data, seed=config.train.seed, global_batch=batch, steps=images // batch
-    )
+    loader = make_loader(index, data, seed=config.train.seed, global_batch=batch, steps=steps)
 
     def held() -> Iterator[Inputs]:
         for step, loaded in enumerate(loader):

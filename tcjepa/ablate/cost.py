@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,15 @@ _STEPS: Final = 3
 #: Sections and keys that a step's time does not depend on.
 _CHEAP: Final = ("run", "evaluate")
 _CHEAP_TRAIN: Final = ("seed", "steps", "epochs", "warmup_steps", "warmup_epochs", "lr")
+
+
+def estimate_apart(study: StudyConfig, base: Path, trials: Sequence[Trial]) -> str:
+    """Return `estimate`'s sentence, found in a process of its own.
+
+    A GPU's memory, once reserved, is given back only when the process ends; the trials need it.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(estimate, study, base, trials).result()
 
 
 def estimate(study: StudyConfig, base: Path, trials: Sequence[Trial]) -> str:
@@ -82,4 +93,4 @@ def _span(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-__all__ = ["estimate"]
+__all__ = ["estimate", "estimate_apart"]

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pipeline.settings import ConfigError
 from tcjepa.ablate.study import StudyConfig, Trial
+from tcjepa.ablate.trial import has_begun
 from tcjepa.config import TrainConfig
 
 PROVENANCE = "provenance.json"
@@ -52,12 +53,12 @@ def provenance(config: TrainConfig) -> dict[str, str]:
 
 
 def write(trial: Trial, found: dict[str, str]) -> None:
-    """Note a trial's provenance as it starts.
+    """Note the provenance of a trial that is about to run.
 
-    Raises `ConfigError` if an unfinished trial began with other code or data.
+    Raises `ConfigError` if it would go on from what other code or data began.
     """
     path = Path(trial.folder) / PROVENANCE
-    if path.exists():
+    if path.exists() and has_begun(trial):
         began = json.loads(path.read_text())
         changed = [key for key in ("code", "data") if began.get(key) != found[key]]
         if changed:

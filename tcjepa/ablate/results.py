@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from pipeline.settings import ConfigError
 from tcjepa.ablate.study import StudyConfig, Trial, trials_of
+from tcjepa.ablate.trial import evaluation_settings, is_finished
 from tcjepa.evaluate.report import EvaluationResult, measures
 from tcjepa.evaluation import TRAINED, UNTRAINED
 from tcjepa.train.log import read
@@ -38,12 +40,20 @@ class Outcome:
 
 
 def outcomes(study: StudyConfig) -> list[Outcome]:
-    """Return the outcomes of the trials that are finished, in trial order."""
+    """Return the outcomes of the trials that are finished, in trial order.
+
+    Raises `ConfigError` if one was evaluated again with other settings than the study's.
+    """
     found = []
     for trial in trials_of(study):
         path = Path(trial.folder) / EVALUATION_FILE
-        if path.exists():
+        if is_finished(trial):
             rows = json.loads(path.read_text())
+            if rows["settings"] != evaluation_settings(trial):
+                raise ConfigError(
+                    f"{path} was written with other evaluate.* settings than the study's; remove "
+                    "it and run the study again, which evaluates it anew"
+                )
             trained, untrained = (
                 EvaluationResult.from_json(json.dumps(rows[name])) for name in (TRAINED, UNTRAINED)
             )

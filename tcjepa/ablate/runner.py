@@ -51,12 +51,14 @@ def run_trials(
     trials = chosen(study, part)
     for trial in trials_of(study):
         training_config(study, trial, base)
-    configs = [write_config(study, trial, base) for trial in trials]
+    configs = {trial: write_config(study, trial, base) for trial in trials}
     waiting = [trial for trial in trials if not is_finished(trial)]
-    if waiting:
-        now = provenance.provenance(configs[0])
-        for trial in waiting:
-            provenance.write(trial, now)
+    by_shards: dict[str, dict[str, str]] = {}
+    for trial in waiting:
+        shards = configs[trial].data.shards
+        if shards not in by_shards:
+            by_shards[shards] = provenance.provenance(configs[trial])
+        provenance.write(trial, by_shards[shards])
     place = _place(study)
     try:
         return _run(place, trials, waiting, say)

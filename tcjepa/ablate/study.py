@@ -99,10 +99,11 @@ def trials_of(study: StudyConfig) -> list[Trial]:
     for seed in study.seeds:
         for arm in arms_of(study):
             folder = str(Path(study.run) / "trials" / _slug(arm.name) / f"seed-{seed}")
-            overrides = (*study.set, *arm.overrides, f"train.seed={seed}", f"run={folder}")
-            overrides += ("train.evaluate_after=true", f"data.cache_dir={study.run}/cache")
+            cache = str(Path(study.run) / "cache")
+            overrides = (*study.set, *arm.overrides, f"train.seed={seed}", f"run={_yaml(folder)}")
+            overrides += ("train.evaluate_after=true", f"data.cache_dir={_yaml(cache)}")
             if study.shards is not None:
-                overrides += (f"data.shards={study.shards}",)
+                overrides += (f"data.shards={_yaml(study.shards)}",)
             trials.append(Trial(arm, seed, folder, overrides))
     return trials
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline.settings import ConfigError, load, to_yaml
 from tcjepa.ablate.study import StudyConfig, Trial, training_config
 from tcjepa.config import TrainConfig, differences
+from tcjepa.train import checkpoint
+from tcjepa.train.log import STATUS_FILE
 from tcjepa.train.run import EVALUATION_FILE
 
 _LOG: Final = "output.log"
@@ -27,8 +30,18 @@ class TrialBusyError(RuntimeError):
 
 
 def is_finished(trial: Trial) -> bool:
-    """Return whether the trial has been trained and evaluated."""
-    return (Path(trial.folder) / EVALUATION_FILE).exists()
+    """Return whether the trial has been trained to its last step and evaluated there."""
+    folder = Path(trial.folder)
+    try:
+        evaluated = json.loads((folder / EVALUATION_FILE).read_text())["step"]
+        return bool(evaluated == json.loads((folder / STATUS_FILE).read_text())["steps"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def has_begun(trial: Trial) -> bool:
+    """Return whether the trial has saved anything that a rerun would go on from."""
+    return (Path(trial.folder) / checkpoint.FOLDER).exists()
 
 
 def write_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
@@ -38,7 +51,7 @@ def write_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
     """
     path = Path(trial.folder) / _CONFIG
     config = training_config(study, trial, base)
-    if path.exists():
+    if path.exists() and has_begun(trial):
         old = load(TrainConfig, path)
         changed = differences(old.model_dump(mode="json"), config.model_dump(mode="json"))
         if old.evaluate != config.evaluate:
@@ -51,6 +64,12 @@ def write_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(to_yaml(config))
     return config
+
+
+def evaluation_settings(trial: Trial) -> dict[str, Any]:
+    """Return the `evaluate` section of the trial's own config, as plain data."""
+    config = load(TrainConfig, Path(trial.folder) / _CONFIG)
+    return config.evaluate.model_dump(mode="json")
 
 
 def start(trial: Trial, threads: int) -> subprocess.Popen[bytes]:
@@ -73,7 +92,7 @@ def start(trial: Trial, threads: int) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             env=environment,
             pass_fds=[lock.fileno()],  # the lock lives as long as its last descriptor
-            # Safe: this process has no threads that could hold a lock across the fork.
+            # Safe: between fork and exec it calls prctl alone, which takes no lock.
             preexec_fn=_follow_parent if sys.platform == "linux" else None,  # noqa: PLW1509
         )
 
@@ -90,4 +109,12 @@ def _follow_parent() -> None:
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGTERM)
 
 
-__all__ = ["TrialBusyError", "is_finished", "last_lines", "start", "write_config"]
+__all__ = [
+    "TrialBusyError",
+    "evaluation_settings",
+    "has_begun",
+    "is_finished",
+    "last_lines",
+    "start",
+    "write_config",
+]

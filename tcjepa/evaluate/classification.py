@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tcjepa.evaluate import knn
 from tcjepa.evaluate.config import EvaluateConfig
-from tcjepa.evaluate.features import Features, label_classes, label_numbers
+from tcjepa.evaluate.features import Features, LabelError, label_classes, label_numbers
 from tcjepa.evaluate.linear import ProbeResult, few_shot_probe, few_shot_rows, probe
 from tcjepa.evaluate.measure import Measure
 
@@ -35,7 +35,7 @@ def classify(
 ) -> Classification:
     """Return what the configured tasks find for every label; caveats are added to `notes`.
 
-    Raises `ValueError` for labels that no record has.
+    Raises `LabelError` for labels that no record has.
     """
     found = Classification()
     if not {"linear", "few_shot", "knn"} & set(config.tasks):
@@ -77,7 +77,7 @@ def _labelled(
     if unseen := int((asked == -1).sum()):
         notes.append(f"{name}: {unseen} test images have a class not seen in training: all wrong")
     if not int((asked != -2).sum()):
-        raise ValueError(f"label {name!r}: no test record has it")
+        raise LabelError(f"label {name!r}: no test record has it")
     return _Labelled(
         train.pooled[known != -2].to(device),
         known[known != -2].to(device),

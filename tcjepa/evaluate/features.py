@@ -22,6 +22,10 @@ Prepare = Callable[[Tensor], Tensor]
 """Images (B, 3, H, H) uint8 on the device -> what the encoder was trained on, float."""
 
 
+class LabelError(ValueError):
+    """A label that the records do not have, or not as a class."""
+
+
 @dataclass(frozen=True)
 class Features:
     """What an encoder says about n images.
@@ -95,15 +99,15 @@ def extract(
 def label_classes(records: Iterable[Mapping[str, Any]], name: str) -> list[str]:
     """Return the sorted classes that records give a label `name`; None and absence are no class.
 
-    Integers and booleans sort by value, text by character. Raises `ValueError` where a value is
+    Integers and booleans sort by value, text by character. Raises `LabelError` where a value is
     something else (a float is no class) or where no record has the label.
     """
     values = {record[name] for record in records if record.get(name) is not None}
     if not values:
-        raise ValueError(f"label {name!r}: no record has it")
+        raise LabelError(f"label {name!r}: no record has it")
     for value in values:
         if not isinstance(value, (str, int)):
-            raise ValueError(f"label {name!r} has value {value!r}; classes are text or integers")
+            raise LabelError(f"label {name!r} has value {value!r}; classes are text or integers")
     numeric = not any(isinstance(value, str) for value in values)
     return [str(value) for value in (sorted(values) if numeric else sorted(map(str, values)))]
 
@@ -168,6 +172,7 @@ def _check(tokens: Any, count: int) -> None:
 __all__ = [
     "Batches",
     "Features",
+    "LabelError",
     "Prepare",
     "extract",
     "frozen",

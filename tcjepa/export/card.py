@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from tcjepa.evaluate.report import EvaluationResult, measures
 from tcjepa.evaluation import TRAINED, UNTRAINED
@@ -87,9 +87,8 @@ def _measured(source: Source) -> list[str]:
 
 def _place(place: str) -> str:
     """Return a place as a stranger may read it: no credentials, no folders of this machine."""
-    url = urlsplit(place)
-    if "://" in place:
-        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+    if "://" in place:  # perhaps a chain, simplecache::s3://key:secret@host/path?token=…
+        return re.sub(r"//[^/@]*@", "//", place.partition("?")[0])
     return "/".join(place.rstrip("/").split("/")[-2:])
 
 

@@ -101,9 +101,9 @@ def open_source(target: Path, which: Which, say: Callable[[str], None]) -> Sourc
     encoder = Encoder(model["encoder"], model["encoder_kwargs"])
     encoder.vit.load_state_dict(under(found.model, _PREFIX[which]))
     evaluation = None
-    has_run = target.is_dir() and target.suffix != checkpoint.SHARDED
-    run = target if has_run else target.resolve().parent.parent
-    if which == "target" and (run / EVALUATION_FILE).exists():  # it is the one that is evaluated
+    run = checkpoint.run_of(target)
+    # The target encoder is the one that is evaluated.
+    if which == "target" and run is not None and (run / EVALUATION_FILE).exists():
         read = json.loads((run / EVALUATION_FILE).read_text())
         evaluation = read if read.get("step") == found.step else None
     return Source(encoder.eval(), which, found.step, found.images, found.config, evaluation)

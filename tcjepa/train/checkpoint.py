@@ -232,6 +232,14 @@ def _known(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return content
 
 
+def run_of(target: Path) -> Path | None:
+    """Return the run directory that a run or checkpoint path belongs to; None if to none."""
+    if target.is_dir() and target.suffix != SHARDED:
+        return target
+    folder = target.resolve().parent
+    return folder.parent if folder.name == FOLDER else None
+
+
 def set_aside(run: Directory, written: tuple[str, ...]) -> str | None:
     """Move what an earlier run wrote into `replaced-NNN/`; return its name, None if nothing."""
     root = Path(run.path())
@@ -275,5 +283,6 @@ __all__ = [
     "path_of",
     "resolve",
     "retain",
+    "run_of",
     "set_aside",
 ]

@@ -21,8 +21,8 @@ Say = Callable[[str], None]
 def pretrain(config: TrainConfig, say: Say, fresh: bool = False) -> Ending:
     """Train the run that `config` describes, from its newest checkpoint if it has one.
 
-    `fresh` sets an earlier run's files aside and starts over. Afterwards the encoder is evaluated,
-    if `train.evaluate_after`, unless a signal stopped training. Raises `ConfigError` for what the
+    `fresh` sets an earlier run's files aside and starts over. After the last step the encoder is
+    evaluated, if `train.evaluate_after`. Raises `ConfigError` for what the
     config gets wrong and `DivergedError` where the loss stops being finite.
     """
     world = distributed.start(config.train.device)
@@ -32,7 +32,7 @@ def pretrain(config: TrainConfig, say: Say, fresh: bool = False) -> Ending:
         distributed.wait(world)
     finally:
         distributed.stop()
-    if world.is_main and config.train.evaluate_after and ending is not Ending.INTERRUPTED:
+    if world.is_main and config.train.evaluate_after and ending is Ending.FINISHED:
         found = checkpoint.latest(Directory(config.run), say)
         if found is not None:
             evaluate_found(found, config)
@@ -42,13 +42,17 @@ def pretrain(config: TrainConfig, say: Say, fresh: bool = False) -> Ending:
 def evaluate_found(found: Checkpoint, config: TrainConfig) -> None:
     """Evaluate a checkpoint, print the table, and keep the results in the run's directory.
 
-    `config` is the checkpoint's, but for the keys that an evaluation may change.
+    `evaluation.json` is of the newest checkpoint; the results of an older one have its name in
+    theirs. `config` is the checkpoint's, but for the keys that an evaluation may change.
     """
     results = evaluate_checkpoint(found, config, distributed.pick_device(config.train.device))
     print(table(results, config))
     settings = config.evaluate.model_dump(mode="json")
     content = {**to_json(results, found.step), "settings": settings}
-    Directory(config.run).write_json(EVALUATION_FILE, content)
+    directory = Directory(config.run)
+    newest = checkpoint.names(directory)[-1:] in ([], [checkpoint.name_of(found.step)])
+    name = EVALUATION_FILE if newest else f"evaluation-{checkpoint.name_of(found.step)}.json"
+    directory.write_json(name, content)
 
 
 def _train(config: TrainConfig, world: World, say: Say, fresh: bool) -> Ending:

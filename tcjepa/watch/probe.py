@@ -49,7 +49,7 @@ class TrainingProbe:
                 extract(
                     encoder,
                     # Inline: starting worker processes takes longer than reading so few images.
-                    dataclasses.replace(side, workers=0),
+                    dataclasses.replace(side, config=side.config.model_copy(update={"workers": 0})),
                     self._device,
                     max_images=self._images,
                 )

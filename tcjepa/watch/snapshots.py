@@ -78,7 +78,7 @@ class AttentionImages:
         wanted = self._config.train.attention_images
         size = self._config.data.image_size
         held: list[_Held] = []
-        for images, _, samples in labelled(self._index, size, wanted):
+        for images, _, samples in labelled(self._index, size, wanted, self._config.data):
             for image, sample in zip(images, samples, strict=True):
                 caption = best_caption(sample["captions"])
                 spans = self._text.spans_of(caption)

@@ -196,6 +196,15 @@ def test_evaluate_a_run_a_file_and_a_folder(
     code, said, _ = run(capsys, "evaluate", file, "--config", extra, folder)
     assert code == 0
     assert "kNN class" in said
+    lone = tmp_path / "best.pt"
+    lone.write_bytes(file.read_bytes())
+    code, _, said = run(capsys, "evaluate", lone, "--config", extra, folder)
+    assert code == 2
+    assert "best.pt lies in no run's checkpoints/ folder" in said
+    (tmp_path / "photos" / "train").mkdir()
+    code, _, said = run(capsys, "evaluate", file, "--config", extra, folder)
+    assert code == 2
+    assert "not both train/ and test/" in said
 
 
 def test_evaluate_on_tars_and_on_masks(

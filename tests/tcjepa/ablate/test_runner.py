@@ -83,12 +83,26 @@ def test_runs_of_other_code_are_not_mixed_unless_asked_to(finished: Path) -> Non
     path.write_text(written)
 
 
+def test_results_of_other_evaluations_are_no_results_of_the_study(finished: Path) -> None:
+    made = opened(finished)
+    path = Path(trials_of(made)[1].folder) / "evaluation.json"
+    written = path.read_text()
+    content = json.loads(written)
+    path.write_text(json.dumps({**content, "step": content["step"] - 1}))
+    assert len(outcomes(made)) == 2  # evaluated before the end: not finished
+    path.write_text(json.dumps({**content, "settings": {**content["settings"], "batch": 7}}))
+    with pytest.raises(ConfigError, match=r"other evaluate\.\* settings"):
+        outcomes(made)
+    path.write_text(written)
+
+
 def test_an_unfinished_run_of_other_code_is_not_continued(world: Path) -> None:
     made = opened(world)
     trial = trials_of(made)[0]
     folder = Path(trial.folder)
     folder.mkdir(parents=True)
     (folder / provenance.PROVENANCE).write_text(json.dumps({"code": "other", "data": "other"}))
+    (folder / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match="began with other code and data"):
         run_trials(made, world / "base.yaml", print)
 

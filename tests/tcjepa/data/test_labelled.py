@@ -15,6 +15,8 @@ from tcjepa.data.index import ShardIndex
 from tcjepa.data.labelled import labelled
 from tests.tcjepa.shards import image, write_shards
 
+CONFIG = DataConfig(shards="unused")
+
 
 def open_index(tmp_path: Path) -> ShardIndex:
     return ShardIndex.open(
@@ -25,7 +27,7 @@ def open_index(tmp_path: Path) -> ShardIndex:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_in_index_order(tmp_path: Path, workers: int) -> None:
     samples = write_shards(tmp_path / "shards", 11, meta=lambda n: {"label": n % 3})
-    found = list(labelled(open_index(tmp_path), 24, 4, workers=workers))
+    found = list(labelled(open_index(tmp_path), 24, 4, CONFIG, workers))
     assert [len(rows) for _, rows, _ in found] == [4, 4, 3]
     assert torch.cat([rows for _, rows, _ in found]).tolist() == list(range(11))
     assert [sample for *_, part in found for sample in part] == samples
@@ -34,19 +36,10 @@ def test_shards_in_index_order(tmp_path: Path, workers: int) -> None:
     assert np.array_equal(images.numpy(), np.stack(expected))
 
 
-def test_columns(tmp_path: Path) -> None:
-    write_shards(tmp_path / "shards", 3, meta=lambda n: {"label": n})
-    index = open_index(tmp_path)
-    ((_, _, samples),) = labelled(index, 24, 4, ["meta.label", "width"])
-    assert samples == [{"meta.label": n, "width": 48} for n in range(3)]
-    with pytest.raises(ConfigError, match=r"no 'meta.lable'; they have .*meta.label"):
-        list(labelled(index, 24, 4, ["meta.lable"]))
-
-
 def test_unreadable_is_left_out_with_a_warning(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 4, encode=lambda n: b"broken" if n == 1 else image(n, 48, 40))
     with pytest.warns(UserWarning, match="row 1 is left out"):
-        ((images, rows, samples),) = labelled(open_index(tmp_path), 24, 4)
+        ((images, rows, samples),) = labelled(open_index(tmp_path), 24, 4, CONFIG)
     assert rows.tolist() == [0, 2, 3] and images.shape[0] == len(samples) == 3
 
 
@@ -58,7 +51,7 @@ def test_image_folder(tmp_path: Path) -> None:
         path.write_bytes(b"x" if suffix == "txt" else image(len(name), 40, 48, suffix))
     folder = ImageFolder.open(tmp_path)
     assert folder.classes == ["a", "b"] and len(folder) == 4
-    ((images, rows, samples),) = labelled(folder, 24, 8, ["uid", "meta.label", "meta.class"])
+    ((images, rows, samples),) = labelled(folder, 24, 8, CONFIG)
     assert images.shape == (4, 3, 24, 24) and rows.tolist() == [0, 1, 2, 3]
     assert sorted(tuple(sample.values()) for sample in samples) == [
         ("a/0.jpg", 0, "a"), ("a/x/1.jpeg", 0, "a"), ("b/2.PNG", 1, "b"), ("b/3.webp", 1, "b"),

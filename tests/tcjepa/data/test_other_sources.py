@@ -14,11 +14,14 @@ from PIL import Image
 
 from pipeline.settings import ConfigError
 from tcjepa.data.augment import centre_crop
+from tcjepa.data.config import DataConfig
 from tcjepa.data.decode import decode
 from tcjepa.data.labelled import labelled
 from tcjepa.data.segmented import SegmentationFolder, crop_mask
 from tcjepa.data.tars import LabelledTars
 from tests.tcjepa.shards import image
+
+CONFIG = DataConfig(shards="unused")
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -38,7 +41,7 @@ def test_tars_as_webdataset_writes_them(tmp_path: Path) -> None:
                 sample = {"__key__": f"n{number:04d}", "jpg": image(number, 48, 40)}
                 sink.write({**sample, "cls": number % 2, "json": {"width": 48, "made": True}})
     source = LabelledTars.open(str(tmp_path / "val-*.tar"))
-    ((images, rows, samples),) = labelled(source, 24, 8)
+    ((images, rows, samples),) = labelled(source, 24, 8, CONFIG)
     assert rows.tolist() == list(range(6))
     numbers = [int(s["uid"].removeprefix("n")) for s in samples]
     assert sorted(numbers) == list(range(6))
@@ -78,7 +81,7 @@ def test_members_are_grouped_by_name_and_never_unpickled(tmp_path: Path) -> None
     source = LabelledTars.open(str(tmp_path / "a.tar"))
     assert len(source) == 5
     with pytest.warns(UserWarning, match="row . is left out"):
-        ((images, rows, samples),) = labelled(source, 24, 8)
+        ((images, rows, samples),) = labelled(source, 24, 8, CONFIG)
     assert rows.tolist() == sorted(rows.tolist()) and len(images) == len(rows) == 3
     assert sorted((s["uid"], s["meta"]) for s in samples) == [
         ("2", {}),
@@ -139,7 +142,7 @@ def test_a_segmentation_folder(tmp_path: Path) -> None:
     source = SegmentationFolder.open(tmp_path)
     (tmp_path / "masks" / "sub" / "1.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
     with pytest.warns(UserWarning, match=r"row . is left out.*mask is 8 x 8.*expected 40 x 40"):
-        ((images, rows, samples),) = labelled(source, 24, 8, workers=0)
+        ((images, rows, samples),) = labelled(source, 24, 8, CONFIG)
     assert len(rows) == 2 and images.dtype == torch.uint8
     found = {s["uid"]: int(s["mask"].max()) for s in samples}
     assert found == {"sub/0.jpg": 0, "sub/2.jpg": 2}
