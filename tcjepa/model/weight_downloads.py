@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
+import urllib.request
 from functools import partial
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from pipeline.settings import ConfigError
 
+#: A server that sends nothing for longer is given up [s].
+_SILENCE: Final = 60.0
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -80,11 +85,28 @@ def _download(name: str, url: str) -> Path:
     with FileLock(f"{path}.lock"):  # one rank of a node downloads, the others wait
         if not path.exists():
             try:
-                # Writes beside the file and renames, so that a torn download is never found.
-                torch.hub.download_url_to_file(url, str(path), progress=False)
+                _fetch(url, path)
             except (OSError, RuntimeError, http.client.HTTPException) as error:
                 raise _unavailable(name, error, "TORCH_HOME") from error
     return path
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Download to a file beside `path`, which gets its name only if all announced bytes came.
+
+    `torch.hub.download_url_to_file` takes a connection that ends early for the end of the file.
+    """
+    part = path.with_name(f"{path.name}.partial")
+    request = urllib.request.Request(url, headers={"User-Agent": "tcjepa"})
+    try:
+        with urllib.request.urlopen(request, timeout=_SILENCE) as answer, part.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+        announced, size = answer.headers.get("Content-Length"), part.stat().st_size
+        if announced is not None and int(announced) != size:
+            raise OSError(f"{size} of the file's {announced} bytes came.")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _unavailable(name: str, error: Exception, cache: str) -> ConfigError:
