@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.schema import META_PREFIX, SCORES, score_column
 from tcjepa.data.config import DataConfig
+from tcjepa.data.decode import SampleError
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.reader import ShardReader
 
@@ -21,7 +23,8 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 def describe_shards(config: DataConfig, samples: int) -> str:
     """Return counts, a histogram of each score and the first `samples` samples' captions.
 
-    Raises `ConfigError` if the shards are missing or the filter leaves no row.
+    What would drive a terminal shows as U+FFFD, for captions come from anywhere. Raises
+    `ConfigError` if the shards are missing or the filter leaves no row.
     """
     index = ShardIndex.open(config)
     table = index.table
@@ -38,13 +41,8 @@ def describe_shards(config: DataConfig, samples: int) -> str:
     ]
     reader = ShardReader(index, config.cache_bytes)
     for row in range(min(samples, len(index))):
-        sample = reader.sample(row)
-        lines.append(f"{sample['uid']}  {sample['width']}x{sample['height']}  {sample['url']}")
-        for caption in sample["captions"]:
-            quality = caption["scores"].get("quality")
-            shown = "   - " if quality is None else f"{quality:.2f}"
-            lines.append(f"  {shown}  {caption['source']:<18} {caption['text']}")
-    return "\n".join(lines)
+        lines += _sample(reader, row)
+    return "\n".join(map(_harmless, lines))
 
 
 def describe_runs(paths: Sequence[Path], out: Path | None) -> str:
@@ -65,6 +63,29 @@ def describe_runs(paths: Sequence[Path], out: Path | None) -> str:
         lines.append(f"{name}: {f'{warnings} warnings' if warnings else 'nothing looks wrong'}")
         lines += [f"  {finding.severity}: {finding}" for finding in findings]
     return "\n".join([*lines, f"curves: {page}"])
+
+
+def _sample(reader: ShardReader, row: int) -> list[str]:
+    try:
+        sample = reader.sample(row)
+    except SampleError as error:
+        return [f"row {row} cannot be read: {error}"]
+    lines = [f"{sample['uid']}  {sample['width']}x{sample['height']}  {sample['url']}"]
+    for caption in sample["captions"]:
+        quality = caption["scores"].get("quality")
+        shown = "   - " if quality is None else f"{quality:.2f}"
+        lines.append(f"  {shown}  {caption['source']:<18} {caption['text']}")
+    return lines
+
+
+def _harmless(line: str) -> str:
+    """Return a line without control characters; spaces of any width are none."""
+    return "".join(
+        char
+        if char.isprintable() or unicodedata.category(char) == "Zs"
+        else "\N{REPLACEMENT CHARACTER}"
+        for char in line
+    )
 
 
 def _histogram(table: object, score: str) -> str:
