@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -23,10 +24,17 @@ _BLOCKS = " ▁▂▃▄▅▆▇█"
 def describe_shards(config: DataConfig, samples: int) -> str:
     """Return counts, a histogram of each score and the first `samples` samples' captions.
 
+    Nothing is kept: the index is mapped in a temporary folder, whatever `config.cache_dir` says.
     What would drive a terminal shows as U+FFFD, for captions come from anywhere. Raises
     `ConfigError` if the shards are missing or the filter leaves no row.
     """
-    index = ShardIndex.open(config)
+    with tempfile.TemporaryDirectory() as folder:
+        index = ShardIndex.open(config.model_copy(update={"cache_dir": folder}))
+        lines = _lines(index, config, samples)
+    return "\n".join(map(_harmless, lines))
+
+
+def _lines(index: ShardIndex, config: DataConfig, samples: int) -> list[str]:
     table = index.table
     counts = Counter(index.caption_counts().tolist())
     meta = [name for name in table.column_names if name.startswith(META_PREFIX)]
@@ -42,7 +50,7 @@ def describe_shards(config: DataConfig, samples: int) -> str:
     reader = ShardReader(index, config.cache_bytes)
     for row in range(min(samples, len(index))):
         lines += _sample(reader, row)
-    return "\n".join(map(_harmless, lines))
+    return lines
 
 
 def describe_runs(paths: Sequence[Path], out: Path | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import torch
 
 from pipeline.storage import Directory
@@ -17,12 +19,15 @@ from tcjepa.train.run import Run
 
 
 def describe_plan(config: TrainConfig) -> str:
-    """Return the plan of a run; reads the shard index, trains nothing and writes nothing.
+    """Return the plan of a run; reads the shard index, trains nothing and leaves nothing behind.
 
-    Raises `ConfigError` as a run would: missing shards, masks that do not fit, no step left.
+    The index is mapped in a temporary folder, whatever `data.cache_dir` says. Raises `ConfigError`
+    as a run would: missing shards, masks that do not fit, no step left.
     """
-    index = ShardIndex.open(config.data)
-    epoch = samples_per_epoch(len(index), config.data.tail, config.train.batch)
+    with tempfile.TemporaryDirectory() as folder:
+        data = config.data.model_copy(update={"cache_dir": folder})
+        samples = len(ShardIndex.open(data))
+    epoch = samples_per_epoch(samples, config.data.tail, config.train.batch)
     schedule = make_schedule(config.train, epoch)
     text = open_text_encoder(config.text) if config.model.text else None
     with torch.device("meta"):
@@ -31,7 +36,7 @@ def describe_plan(config: TrainConfig) -> str:
     found = checkpoint.names(Directory(config.run))
     return "\n".join(
         [
-            *_lines(config, schedule, len(index), model),
+            *_lines(config, schedule, samples, model),
             f"tokens    {masks.context.shape[1]} context, {masks.targets.shape[1]} targets of "
             f"{masks.targets.shape[2]}, of {model.encoder.shape.patches} patches",
             f"state     {f'resumes from {found[-1]}' if found else 'starts new'}",

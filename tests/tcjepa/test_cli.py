@@ -88,16 +88,19 @@ def test_bad_configs_are_one_message_that_names_the_key(
 
 
 def test_dry_run_prints_config_and_plan_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_config(tmp_path)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    before = sorted(tmp_path.rglob("*"))
     code, said, _ = run(capsys, "pretrain", config, "train.scale_lr=true", "--dry-run")
     assert code == 0
     assert "12 steps of 8 images: 2.40 epochs, 2 steps of warm-up" in said
     assert "scaled by 8/2048" in said
     assert "batch: 8" in said
     assert "starts new" in said
-    assert not (tmp_path / "run").exists()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

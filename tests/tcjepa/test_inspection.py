@@ -43,3 +43,12 @@ def test_nothing_of_a_shard_drives_the_terminal(
     assert all(char.isprintable() or char in "\n\u3000" for char in said)
     assert "caption\u30001 é\ufffd[2J\ufffd\ufffdforged\ufffd line" in said
     assert "alt\ufffd31m" in said and "http://\ufffd0.1/1.jpg" in said
+
+
+def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path / "shards", 2)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["inspect", str(tmp_path / "shards")]) == 0
+    assert sorted(tmp_path.rglob("*")) == before
