@@ -27,11 +27,11 @@ python3 -c 'import torch, timm, transformers as t; print(torch.__version__, timm
 
 case $part in
 correct)
-    check shards 60 shards "$data" 1024
-    check losses 240 losses "$data"
-    check syncs 60 syncs vit_b16 "data.shards=$data/shards" "text.encoder=$data/t5" \
+    check shards 45 shards "$data" 1024
+    check losses 210 losses "$data"
+    check syncs 45 syncs vit_b16 "data.shards=$data/shards" "text.encoder=$data/t5" \
         train.batch=64 train.micro_batch=null train.compile=false
-    run tests 240 python3 -m pytest -q -n 12 -p no:cacheprovider \
+    run tests 210 python3 -m pytest -q -n 12 -p no:cacheprovider \
         tests/tcjepa/model tests/tcjepa/train tests/tcjepa/bench tests/tcjepa/test_text.py \
         tests/tcjepa/test_text_packing.py tests/tcjepa/test_masks.py
     cat "$out/losses.txt" "$out/syncs.txt"; tail -n 15 "$out/tests.txt"
@@ -50,7 +50,7 @@ tcjepa)
     ;;
 loop)
     run loader 150 python3 -m tcjepa bench loader --json "$out/loader.json"
-    check shards 60 shards "$data" 16384
+    check shards 45 shards "$data" 16384
     common=("data.shards=$data/shards" data.workers=14 train.batch=128 train.micro_batch=null)
     check loop-b16-t5 200 loop vit_b16 "${common[@]}" "text.encoder=$data/t5"
     check loop-l16-ijepa 170 loop vit_l16 "${common[@]}" model.text=null train.monitor_every=500

@@ -94,8 +94,8 @@ def evaluation_sets(config: EvaluationSection, data: DataConfig) -> tuple[Labell
         if any((root / name).is_dir() for name in ("train", "test", "val")):
             raise ConfigError(
                 f"evaluate.folder={root} has some of train/, test/ and val/, but not both train/ "
-                "and test/; rename or link the held-out images' folder to test/, or name a folder of "
-                "classes"
+                "and test/; rename or link the folder of held-out images to test/, or name a "
+                "folder of classes"
             )
         whole = _open_folder(root)
         return images(whole, False), images(whole, True)

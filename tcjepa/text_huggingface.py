@@ -48,6 +48,7 @@ class HuggingFaceEncoder:
         self._config, self._tokenizer = config, tokenizer
         self._model = model.requires_grad_(False).eval()
         self._kind = str(model.config.model_type)
+        self._packs = self._kind in PACKED and _takes_row_masks(self._kind)
         self.width = int(model.config.hidden_size)
         self._device: torch.device | None = None
         self._cache: Recent[Tensor] = Recent(config.cache)
@@ -140,16 +141,18 @@ class HuggingFaceEncoder:
         if device.type == "cpu" and self._config.cache:
             yield from ([i] for i in range(len(lengths)))
             return
-        packs = self._kind in PACKED
+        packs = self._packs
         order = range(len(lengths))
         chunk: list[int] = []
+        total = 0
         for i in order if packs else sorted(order, key=lengths.__getitem__):
-            tokens = sum(lengths[k] for k in chunk) if packs else len(chunk) * lengths[i]
+            tokens = total if packs else len(chunk) * lengths[i]
             uneven = chunk and not packs and lengths[i] > (1 + LENGTH_SPREAD) * lengths[chunk[0]]
             if chunk and (uneven or tokens + lengths[i] > TOKENS_PER_CHUNK):
                 yield chunk
-                chunk = []
+                chunk, total = [], 0
             chunk.append(i)
+            total += lengths[i]
         yield chunk
 
     def _states(
@@ -158,7 +161,7 @@ class HuggingFaceEncoder:
         """Return last hidden states (tokens, F) of token lists, and where each list begins."""
         if len(lists) == 1:
             arguments, start = {"input_ids": np.array(lists)}, np.zeros(1, dtype=np.int64)
-        elif self._kind in PACKED:
+        elif self._packs:
             arguments, start = self._packed(lists)
         else:
             arguments, start = self._padded(lists)
@@ -196,6 +199,16 @@ def _blocks(owner: Tensor, dtype: torch.dtype) -> Tensor:
     apart = owner.unsqueeze(1) != owner.unsqueeze(2)
     mask = torch.zeros(apart.shape, dtype=dtype, device=owner.device)
     return mask.masked_fill_(apart, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def _takes_row_masks(kind: str) -> bool:
+    """Return whether this transformers' model takes a mask of its own per row and token.
+
+    T5 of transformers 4 makes its mask from a padding mask only.
+    """
+    import transformers
+
+    return kind not in ("t5", "mt5") or int(transformers.__version__.partition(".")[0]) >= 5
 
 
 def _load(name: str) -> tuple[Any, Any]:

@@ -121,8 +121,7 @@ def _warm_up(case: StepCase, device: torch.device) -> float | None:
         return None
     case.steps(_WARM)
     for owner in case.modules:
-        if isinstance(owner, torch.optim.Optimizer):
-            owner.zero_grad(set_to_none=True)
+        owner.zero_grad(set_to_none=True)  # modules and optimizers both have it
     synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)

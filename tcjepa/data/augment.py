@@ -13,8 +13,8 @@ from tcjepa import keyed
 from tcjepa.data.decode import DIVISORS, OpenedImage, Pixels, Scratch
 
 _TRIES: Final = 10
-#: ImageNet's evaluation crop: 224 of 256.
-_EVALUATION_MARGIN: Final = 256 / 224
+#: ImageNet's evaluation crop: the shorter side becomes 256/224 of the crop's, which is its centre.
+EVALUATION_MARGIN: Final = 256 / 224
 
 
 class Box(NamedTuple):
@@ -78,8 +78,8 @@ def crop_into(out: Pixels, image: OpenedImage, box: Box, scratch: Scratch | None
 
     JPEGs are decoded no larger than the crop needs: libjpeg-turbo leaves out high frequencies at
     no cost, and what remains is less than a halving. That comes as close to a Lanczos-filtered crop
-    as torchvision's antialiased one does (docs/decisions.md), and a 12-megapixel photograph costs
-    a third of the time. The box is then off by less than one pixel of `out`.
+    as torchvision's antialiased one does, measured on synthetic photographs, and a 12-megapixel one
+    costs a third of the time. The box is then off by less than one pixel of `out`.
     """
     divisor = divisor_for(box, out.shape[0])
     pixels = image.pixels(divisor, scratch)
@@ -96,19 +96,32 @@ def resize_into(out: Pixels, pixels: Pixels, box: Box, divisor: int = 1) -> None
     _resize(pixels[top:bottom, left:right], out.shape[0], out.shape[1], out)
 
 
-def centre_crop(pixels: Pixels, size: int) -> Pixels:
-    """Return ImageNet's evaluation crop (3, size, size) uint8 of an image (H, W, 3).
+class CropGeometry(NamedTuple):
+    """Where an evaluation crop lies: (height, width) to resize to, its (top, left) in that [px]."""
 
-    The shorter side is resized to 256/224 of `size`, then the centre is cut out.
+    resized: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def crop_geometry(height: int, width: int, size: int) -> CropGeometry:
+    """Return the evaluation crop (size, size) of an image [px]; roundings are torchvision's.
+
+    The shorter side is resized to `EVALUATION_MARGIN` of `size`, then the centre is cut out.
     """
-    height, width = pixels.shape[:2]
-    short = round(size * _EVALUATION_MARGIN)
+    short = round(size * EVALUATION_MARGIN)
     if height <= width:
-        resized = _resize(pixels, short, int(short * width / height))
+        resized = (short, int(short * width / height))
     else:
-        resized = _resize(pixels, int(short * height / width), short)
-    top = round((resized.shape[0] - size) / 2.0)
-    left = round((resized.shape[1] - size) / 2.0)
+        resized = (int(short * height / width), short)
+    return CropGeometry(
+        resized, (round((resized[0] - size) / 2.0), round((resized[1] - size) / 2.0))
+    )
+
+
+def centre_crop(pixels: Pixels, size: int) -> Pixels:
+    """Return ImageNet's evaluation crop (3, size, size) uint8 of an image (H, W, 3)."""
+    (height, width), (top, left) = crop_geometry(*pixels.shape[:2], size)
+    resized = _resize(pixels, height, width)
     return resized[top : top + size, left : left + size].transpose(2, 0, 1)
 
 

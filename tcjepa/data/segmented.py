@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.settings import ConfigError
+from tcjepa.data.augment import crop_geometry
 from tcjepa.data.decode import SampleError
 from tcjepa.data.folder import FORMATS, mixed
 
 Mask = NDArray[np.uint8]
 
 IMAGES, MASKS = "images", "masks"
-_EVALUATION_MARGIN: Final = 256 / 224
 _NAMED: Final = 5
 
 
@@ -92,14 +92,8 @@ def crop_mask(data: bytes, height: int, width: int, size: int) -> Mask:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
         raise SampleError(f"undecodable mask: {type(error).__name__}: {error}"[:200]) from error
-    short = round(size * _EVALUATION_MARGIN)
-    if height <= width:
-        target = (int(short * width / height), short)
-    else:
-        target = (short, int(short * height / width))
-    resized = cv2.resize(numbers, target, interpolation=cv2.INTER_NEAREST_EXACT)
-    top = round((resized.shape[0] - size) / 2.0)
-    left = round((resized.shape[1] - size) / 2.0)
+    target, (top, left) = crop_geometry(height, width, size)
+    resized = cv2.resize(numbers, target[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
 
 

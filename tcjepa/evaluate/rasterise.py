@@ -1,8 +1,6 @@
 """Ground-truth masks from structured annotations, in the geometry of the evaluation crop.
 
-An evaluation image has its shorter side resized to round(size · 256 / 224) and its centre cut out
-(the usual 256 → 224 transform of ImageNet evaluation, kept in proportion). Polygons go through the
-same map, then every pixel whose centre lies inside is filled, later objects over earlier ones.
+Polygons go through the map of the image's own crop (`tcjepa.data.augment.crop_geometry`), then every pixel whose centre lies inside is filled, later objects over earlier ones.
 """
 
 from __future__ import annotations
@@ -14,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tcjepa.data.augment import crop_geometry
+
 BACKGROUND = 0
 IGNORED = 255
 _MOST_CLASSES = 254
-_MARGIN = 256 / 224
 
 Polygon = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.uint8]
@@ -54,13 +53,10 @@ def crop_polygons(
     """
     if width < 1 or height < 1:
         raise ValueError(f"an image of {width} × {height} pixels has no crop")
-    short = round(size * _MARGIN)
-    resized = np.array([int(short * width / height), short])
-    if width < height:
-        resized = np.array([short, int(short * height / width)])
-    corner = np.round((resized - size) / 2.0)  # both roundings are torchvision's
+    geometry = crop_geometry(height, width, size)
+    resized, corner = np.array(geometry.resized), np.array(geometry.corner)
     return [
-        (item["category"], _vertices(item) * resized - corner)
+        (item["category"], _vertices(item) * resized[::-1] - corner[::-1])
         for item in annotations.get("objects", [])
     ]
 

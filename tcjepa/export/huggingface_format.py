@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from pipeline.settings import ConfigError
+from tcjepa.data.augment import EVALUATION_MARGIN
 from tcjepa.export.source import ExportError, Source, random_images, require_same
 from tcjepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD, normalise
 from tcjepa.model.tensor_names import to_huggingface
 
-#: Our evaluation crop is ImageNet's: the shorter side to 256/224 of the crop's, then the centre.
-_MARGIN = 256 / 224
 _BILINEAR = 2  # PIL's number
 #: Processors compute in float32, in another order than `normalise`.
 _PIXEL_TOLERANCE = 1e-5
@@ -68,7 +67,7 @@ def write(folder: Path, source: Source) -> None:
     save_file(tensors, folder / "model.safetensors", source.metadata)
     BitImageProcessor(
         do_resize=True,
-        size={"shortest_edge": round(side * _MARGIN)},
+        size={"shortest_edge": round(side * EVALUATION_MARGIN)},
         resample=_BILINEAR,
         do_center_crop=True,
         crop_size={"height": side, "width": side},

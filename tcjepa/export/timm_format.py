@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
+from tcjepa.data.augment import EVALUATION_MARGIN
 from tcjepa.export import plain
 from tcjepa.export.source import Source, features_of, random_images, require_same
 from tcjepa.model.encoder import timm_arguments
 from tcjepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD
 
 CONFIG_FILE = "config.json"
-#: Our evaluation crop is ImageNet's: 224 of 256.
-_CROP_SHARE = 224 / 256
 
 
 def write(folder: Path, source: Source) -> None:
@@ -38,7 +37,7 @@ def write(folder: Path, source: Source) -> None:
             "input_size": [3, side, side],
             "fixed_input_size": True,
             "interpolation": "bilinear",
-            "crop_pct": _CROP_SHARE,
+            "crop_pct": 1 / EVALUATION_MARGIN,
             "crop_mode": "center",
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,

@@ -16,6 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tcjepa.model.precision import wide
+
 INIT_STD = 0.02
 
 #: Arguments of timm's VisionTransformer that would make features random or their shape depend on
@@ -66,7 +68,8 @@ class Encoder(nn.Module):
         `images` is (B, 3, H, W), normalised. Patches left out are dropped before the first block,
         so the features cannot depend on them.
         """
-        x_BPD = self.vit.patch_embed(images) + self.vit.pos_embed
+        # In float32 whatever dtype a sharded run gathers weights in: blocks add to this for long.
+        x_BPD = wide(self.vit.patch_embed(images)) + wide(self.vit.pos_embed)
         if keep is not None:
             x_BPD = gather_patches(x_BPD, keep)
         return cast(Tensor, self.vit.norm(self.vit.blocks(self.vit.norm_pre(x_BPD))))

@@ -74,7 +74,7 @@ class Checkpoint:
         finally:
             temporary.unlink(missing_ok=True)
         folder.write_json(f"{name}.json", mark)
-        retain(run, keep, keep_every)
+        retain(run, self.step, keep, keep_every)
         return name
 
     def plain(self) -> dict[str, Any]:
@@ -90,11 +90,19 @@ class Checkpoint:
         }
 
 
-def retain(run: Directory, keep: int, keep_every: int | None) -> None:
-    """Delete all checkpoints but the newest `keep` and those of multiples of `keep_every` steps."""
+def retain(run: Directory, newest: int, keep: int, keep_every: int | None) -> None:
+    """Delete all checkpoints but the newest `keep` and those of multiples of `keep_every` steps.
+
+    `newest` is the step just written. Later ones were passed over as damaged when the run resumed
+    before them: they go, and never count among those that are kept.
+    """
     folder = run / FOLDER
-    for old in names(run)[:-keep]:
-        if keep_every is not None and step_of(old) % keep_every == 0:
+    sound = [name for name in names(run) if step_of(name) <= newest]
+    spared = set(sound[-keep:])
+    if keep_every is not None:
+        spared |= {name for name in sound if step_of(name) % keep_every == 0}
+    for old in names(run):
+        if old in spared:
             continue
         folder.remove(f"{old}.json")  # the mark first: half a deletion is no checkpoint
         folder.remove(f"{old}.pt")

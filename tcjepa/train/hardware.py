@@ -35,10 +35,16 @@ def autocast(device: torch.device, is_bf16: bool) -> Iterator[None]:
         yield
 
 
+def keep_fp32(device: torch.device) -> None:
+    """Have convolutions compute in float32 where that was asked for; cuDNN's default is TF32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+
+
 def set_threads(config: TrainSection, world: World) -> None:
     """Give this rank its share of the CPUs, or as many threads as `train.threads` says."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(config.threads or max(1, (cores or 1) // world.local_size))
 
 
-__all__ = ["autocast", "set_threads", "uses_bf16"]
+__all__ = ["autocast", "keep_fp32", "set_threads", "uses_bf16"]

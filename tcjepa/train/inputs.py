@@ -150,6 +150,21 @@ class InputMaker:
                 made = None if self._stream is None else self._stream.record_event()
             yield _Part(inputs, len(images) / local, made)
 
+    def encode(self, captions: list[list[str]]) -> TextBatch:
+        """Return captions encoded outside of training, for use on the current stream.
+
+        All encoding is done on this maker's stream: the encoder's cache lives there.
+        """
+        assert self._text is not None
+        with torch.cuda.stream(self._stream):
+            text = self._text.encode(captions, self._world.device)
+        if self._stream is not None:
+            now = torch.cuda.current_stream()
+            now.wait_stream(self._stream)
+            for tensor in (text.words, text.valid, text.caption):
+                tensor.record_stream(now)
+        return text
+
     def _encode(self, captions: list[list[str]]) -> TextBatch | None:
         if self._text is None:
             return None

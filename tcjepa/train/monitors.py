@@ -42,6 +42,9 @@ def due(section: TrainSection, step: int, last: bool) -> frozenset[str]:
 def measure(model: TCJEPA, held: Iterable[Inputs]) -> dict[str, float]:
     """Return the monitor readings of a model on held images, all batches pooled.
 
+    Captions are swapped within a forward pass: those of a single image have no text gain, and
+    readings of it are left out.
+
     `*_rank` is RankMe, the effective rank of average-pooled features (at most the number of
     images); `*_std` their deviation, 0 at collapse; `text_gain` the prediction loss with captions
     swapped between images minus the loss with the right ones, under the same masks;
@@ -50,27 +53,30 @@ def measure(model: TCJEPA, held: Iterable[Inputs]) -> dict[str, float]:
     pooled: dict[str, list[Tensor]] = {"encoder": [], "target_encoder": []}
     right: list[Tensor] = []
     swapped: list[Tensor] = []
+    images = 0
     for inputs in held:
         seen_BPD = model.target_encoder(inputs.images)
         pooled["encoder"].append(model.encoder(inputs.images).float().mean(dim=1))
         pooled["target_encoder"].append(seen_BPD.float().mean(dim=1))
-        if inputs.text is not None:
+        if inputs.text is not None and len(inputs.images) > 1:
+            images += len(inputs.images)
             # Both losses share the targets and the context: only the predictor runs twice.
             target_BMTD = _targets(seen_BPD, inputs.masks)
             context_BCD = model.encoder(inputs.images, inputs.masks.context)
             for found, text in ((right, inputs.text), (swapped, swap_captions(inputs.text))):
                 predicted_BMTD = model.predictor(context_BCD, inputs.masks, text)[0]
                 kind = model.config.prediction_loss
-                found.append(losses.prediction_loss(predicted_BMTD, target_BMTD, kind).float())
+                loss = losses.prediction_loss(predicted_BMTD, target_BMTD, kind).float()
+                found.append(loss * len(inputs.images))
     readings: dict[str, float] = {}
     for name, parts in pooled.items():
         features_ND = torch.cat(parts)
         readings[f"monitor/{name}_rank"] = rankme(features_ND)
         readings[f"monitor/{name}_std"] = feature_std(features_ND)
     if right:
-        loss, other = float(torch.stack(right).mean()), float(torch.stack(swapped).mean())
-        readings["monitor/text_gain"] = other - loss
-        readings["monitor/text_gain_share"] = (other - loss) / loss if loss else 0.0
+        own, other = (float(torch.stack(found).sum()) / images for found in (right, swapped))
+        readings["monitor/text_gain"] = other - own
+        readings["monitor/text_gain_share"] = (other - own) / own if own else 0.0
     return readings
 
 

@@ -135,6 +135,7 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return AdamW over the trained parameters; no decay on biases and norms, as in I-JEPA.
 
+    Neither do the mask token and the null caption decay, being vectors; I-JEPA's mask token does.
     Frozen parameters (the target encoder) are left out. Fused: one pass over each parameter, no
     device sync.
     """

@@ -138,7 +138,7 @@ def shard(model: TCJEPA, world: World, compute_dtype: torch.dtype | None) -> Non
     # It warns that outputs are views; nothing here changes a tensor of the forward pass in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(world.device.type, (world.size,))
-    # Autocast decides what is computed in which precision, as it does without sharding.
+    # Autocast decides what is computed in which precision; norms and positions are rounded besides.
     policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
     for module in [*blocks(model), model.encoder, model.target_encoder, model.predictor, model]:
         fully_shard(module, mesh=mesh, mp_policy=policy)

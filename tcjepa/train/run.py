@@ -74,6 +74,8 @@ class Run:
         epoch = samples_per_epoch(len(self.index), config.data.tail, config.train.batch)
         self.schedule = optim.make_schedule(config.train, epoch)
         self.is_bf16 = hardware.uses_bf16(config.train, world.device)
+        if not self.is_bf16:
+            hardware.keep_fp32(world.device)
 
         torch.manual_seed(config.train.seed)
         self._is_hashed = config.text.encoder == "hashed"
@@ -96,7 +98,7 @@ class Run:
         self._loader = self._make_loader(state, left, ledger)
         self._held: list[Batch] | None = None
         self._watch = self._new_watch([])
-        self._periodic = Periodic(config, world, self.index, text)
+        self._periodic = Periodic(config, world, self.index, text, self.inputs)
         self._utilisation = Utilisation(config, world, text)
         self._log: RunLog | None = None
         self._trace: Trace | None = None
@@ -109,7 +111,7 @@ class Run:
 
     def has_words(self, caption: str) -> bool:
         """Return whether the text encoder finds any word in a caption."""
-        return bool(split_words(caption) if self._is_hashed else caption)
+        return bool(split_words(caption) if self._is_hashed else caption.strip())
 
     @property
     def is_done(self) -> bool:

@@ -106,7 +106,10 @@ class Saver:
         sharded.write(found, flat, names, self._run, self._group)
         if self._world.is_main:
             checkpoint.retain(
-                self._run, self._config.keep_checkpoints, self._config.keep_every_steps
+                self._run,
+                found.step,
+                self._config.keep_checkpoints,
+                self._config.keep_every_steps,
             )
 
     def _copied(self, value: Tensor) -> Tensor:

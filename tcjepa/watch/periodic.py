@@ -9,6 +9,7 @@ from tcjepa.data.index import ShardIndex
 from tcjepa.model.jepa import TCJEPA
 from tcjepa.text import TextEncoder
 from tcjepa.train.distributed import World
+from tcjepa.train.inputs import InputMaker
 from tcjepa.train.log import RunLog
 from tcjepa.watch import snapshots
 from tcjepa.watch.pictures import pixels
@@ -22,13 +23,20 @@ class Periodic:
     """
 
     def __init__(
-        self, config: TrainConfig, world: World, index: ShardIndex, text: TextEncoder | None
+        self,
+        config: TrainConfig,
+        world: World,
+        index: ShardIndex,
+        text: TextEncoder | None,
+        inputs: InputMaker,
     ) -> None:
         self._run, self._is_main = config.run, world.is_main
         self._probe = TrainingProbe(config, world.device) if config.train.probe_every else None
         self._pictures: snapshots.AttentionImages | None = None
         if config.train.attention_every and text is not None:
-            self._pictures = snapshots.AttentionImages(config, index, text, world.device)
+            self._pictures = snapshots.AttentionImages(
+                config, index, text, inputs.encode, world.device
+            )
 
     def measure(
         self, due: Collection[str], model: TCJEPA, step: int, log: RunLog

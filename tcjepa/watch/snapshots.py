@@ -6,7 +6,7 @@ carry no noise; images get the evaluation crop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tcjepa.config import TrainConfig
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.labelled import labelled
 from tcjepa.model.jepa import TCJEPA, normalise
-from tcjepa.text import TextEncoder
+from tcjepa.text import TextBatch, TextEncoder
 from tcjepa.watch.attention import word_maps
 from tcjepa.watch.pictures import draw
 from tcjepa.watch.words import Word, content_words
@@ -45,9 +45,15 @@ class AttentionImages:
     """
 
     def __init__(
-        self, config: TrainConfig, index: ShardIndex, text: TextEncoder, device: torch.device
+        self,
+        config: TrainConfig,
+        index: ShardIndex,
+        text: TextEncoder,
+        encode: Callable[[list[list[str]]], TextBatch],
+        device: torch.device,
     ) -> None:
-        self._config, self._index, self._text, self._device = config, index, text, device
+        self._config, self._index, self._device = config, index, device
+        self._text, self._encode = text, encode
         self._held: list[_Held] | None = None
 
     def draw(self, model: TCJEPA, step: int, is_shown: bool = True) -> Iterator[tuple[str, bytes]]:
@@ -60,7 +66,7 @@ class AttentionImages:
         if not self._held:
             return
         images = normalise(torch.stack([held.image for held in self._held]).to(self._device))
-        text = self._text.encode([[held.caption] for held in self._held], self._device)
+        text = self._encode([[held.caption] for held in self._held])
         maps = word_maps(model, images, text)
         if not is_shown:
             return

@@ -50,6 +50,19 @@ def test_only_the_newest_are_kept(tmp_path: Path):
     assert files == {f"step-000000{n}.{e}" for n in ("03", "20") for e in ("pt", "json")}
 
 
+def test_damaged_checkpoints_never_crowd_out_sound_ones(tmp_path: Path):
+    """A run that resumes before damaged checkpoints writes lower step numbers than theirs."""
+    run = Directory(tmp_path)
+    for step in (100, 200, 300):
+        make(step).save(run, keep=3)
+    for step in (200, 300):
+        (tmp_path / "checkpoints" / f"step-{step:08d}.pt").write_bytes(b"damaged")
+    assert (found := checkpoint.latest(run, lambda _: None)) is not None and found.step == 100
+    make(150).save(run, keep=2)
+    assert checkpoint.names(run) == ["step-00000100", "step-00000150"]
+    assert (found := checkpoint.latest(run, lambda _: None)) is not None and found.step == 150
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "uncommitted"])
 def test_a_damaged_file_falls_back_to_the_one_before(tmp_path: Path, damage: str):
     run = Directory(tmp_path)

@@ -88,7 +88,8 @@ def test_sigterm_saves_and_the_rerun_goes_on(undisturbed: tuple[Path, Path]) -> 
     run = expected.parent / "terminated"
     process = start("pretrain", config, f"run={run}")
     wait_until(lambda: newest_step(run) > 0, process)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(3):  # one request may arrive more than once
+        process.send_signal(signal.SIGTERM)
     code, said = finish(process)
     assert code == 130, said
     done = int(read(run)[-1]["step"] or 0) + 1
@@ -97,6 +98,26 @@ def test_sigterm_saves_and_the_rerun_goes_on(undisturbed: tuple[Path, Path]) -> 
     code, said = finish(start("pretrain", config, f"run={run}"))
     assert code == 0, said
     assert losses(run) == losses(expected)
+
+
+def test_a_scheduler_that_signals_every_process_of_a_job(undisturbed: tuple[Path, Path]) -> None:
+    """Ranks get SIGTERM from it and again from torchrun, which forwards its own."""
+    psutil = pytest.importorskip("psutil")
+    config, expected = undisturbed
+    run = expected.parent / "preempted"
+    process = start("pretrain", config, f"run={run}", ranks=2)
+    wait_until(lambda: newest_step(run) > 0, process)
+    ranks = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "pretrain" in child.cmdline()
+    ]
+    assert len(ranks) == 2
+    for one in [*ranks, process]:
+        one.send_signal(signal.SIGTERM)
+    _, said = finish(process)
+    done = int(read(run)[-1]["step"] or 0) + 1
+    assert list(run.glob(f"checkpoints/step-{done:08d}.json")), said
 
 
 def test_a_done_run_says_so_and_other_settings_are_refused(
