@@ -120,7 +120,7 @@ def crop_geometry(height: int, width: int, size: int) -> CropGeometry:
 
 def centre_crop(pixels: Pixels, size: int) -> Pixels:
     """Return ImageNet's evaluation crop (3, size, size) uint8 of an image (H, W, 3)."""
-    (height, width), (top, left) = crop_geometry(*pixels.shape[:2], size)
+    (height, width), (top, left) = crop_geometry(pixels.shape[0], pixels.shape[1], size)
     resized = _resize(pixels, height, width)
     return resized[top : top + size, left : left + size].transpose(2, 0, 1)
 

@@ -1,6 +1,7 @@
 """Ground-truth masks from structured annotations, in the geometry of the evaluation crop.
 
-Polygons go through the map of the image's own crop (`tcjepa.data.augment.crop_geometry`), then every pixel whose centre lies inside is filled, later objects over earlier ones.
+Polygons go through the map of the image's own crop (`tcjepa.data.augment.crop_geometry`), then
+every pixel whose centre lies inside is filled, later objects over earlier ones.
 """
 
 from __future__ import annotations

@@ -8,11 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms import CenterCrop, Compose, RandomResizedCrop, Resize
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, RandomResizedCrop, Resize
 
 from tcjepa import keyed
 from tcjepa.bench.images import photograph as bench_photograph
-from tcjepa.data.augment import Box, centre_crop, crop_box, crop_into, divisor_for, random_box
+from tcjepa.data.augment import (
+    Box,
+    centre_crop,
+    crop_box,
+    crop_geometry,
+    crop_into,
+    divisor_for,
+    random_box,
+)
 from tcjepa.data.decode import Scratch, decode, open_image
 from tests.tcjepa.data.plain_crop import plain_crop
 from tests.tcjepa.shards import image
@@ -140,6 +148,17 @@ def test_resize_is_close_to_torchvisions() -> None:
         cut = Image.fromarray(pixels).crop((left, top, left + width, top + height))
         theirs = np.asarray(cut.resize((224, 224), Image.Resampling.BILINEAR))
         assert np.abs(ours.astype(float) - theirs).mean() < 1.0
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(8, 64))
+def test_crop_geometry_is_torchvisions(height: int, width: int, size: int) -> None:
+    resized, corner = crop_geometry(height, width, size)
+    short = round(size * 256 / 224)
+    plain = torch.zeros(1, 1, 1).expand(1, height, width)
+    assert tuple(Resize(short, InterpolationMode.NEAREST)(plain).shape[1:]) == resized
+    places = torch.arange(resized[0] * resized[1]).reshape(1, *resized)
+    first = int(CenterCrop(size)(places)[0, 0, 0])
+    assert divmod(first, resized[1]) == corner
 
 
 def test_centre_crop_is_imagenets() -> None:
