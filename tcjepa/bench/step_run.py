@@ -71,6 +71,7 @@ def run(parsed: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="tcjepa-bench-") as folder:
         bench = StepBench(config, Path(folder), parsed.words)
         cases = bench.cases()
+        torch._dynamo.utils.counters.clear()  # what this process compiled before is not ours
         memory = {case.name: _warm_up(case, bench.device) for case in cases}
         compiled = _compiled()
         name = f"training step, {parsed.config}, batch {config.train.batch}"

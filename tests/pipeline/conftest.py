@@ -18,8 +18,7 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-from tests.pipeline.runs import build as build_run
-from tests.pipeline.runs import free_port
+from tests.pipeline.runs import build_measured, free_port
 
 # A loaded machine is no failure.
 hypothesis_settings.register_profile(
@@ -115,6 +114,7 @@ def port() -> int:
 def run(tmp_path_factory: pytest.TempPathFactory, port: int) -> Path:
     """An undisturbed run of a small world; copy it before you change it."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = build_run(folder, port)
+    done, peak_kib = build_measured(folder, port)
     assert done.returncode == 0, done.stderr
+    folder.with_name("peak_kib").write_text(str(peak_kib))
     return folder

@@ -38,6 +38,19 @@ def build(run: Path, port: int, *overrides: str) -> subprocess.CompletedProcess[
     )
 
 
+def build_measured(run: Path, port: int) -> tuple[subprocess.CompletedProcess[str], int]:
+    """Build a run; return also the largest memory that any one of its processes took [KiB]."""
+    measure = (
+        "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode; "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", measure, *command(run, port)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    return done, int(done.stdout.splitlines()[-1])
+
+
 def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run another command of the pipeline."""
     return subprocess.run(
