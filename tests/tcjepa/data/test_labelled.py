@@ -53,7 +53,7 @@ def test_image_folder(tmp_path: Path) -> None:
     assert folder.classes == ["a", "b"] and len(folder) == 4
     ((images, rows, samples),) = labelled(folder, 24, 8, CONFIG)
     assert images.shape == (4, 3, 24, 24) and rows.tolist() == [0, 1, 2, 3]
-    assert sorted(tuple(sample.values()) for sample in samples) == [
+    assert sorted((s["uid"], s["meta"]["label"], s["meta"]["class"]) for s in samples) == [
         ("a/0.jpg", 0, "a"), ("a/x/1.jpeg", 0, "a"), ("b/2.PNG", 1, "b"), ("b/3.webp", 1, "b"),
     ]  # fmt: skip
 
