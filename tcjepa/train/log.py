@@ -2,8 +2,8 @@
 
 `log.jsonl` holds one line per optimizer step, in order, each step once: on resume the lines past
 the checkpoint are cut off before anything is appended. Monitor readings are part of the line of the
-step they were taken at. `status.json` says how long the run is to be and how it ended; without an
-ending it still runs, or was killed.
+step they were taken at. `status.json` says how long the run and its warm-up are to be and how it
+ended; without an ending it still runs, or was killed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Writer(Protocol):
 class RunLog:
     """Writes the records of one run; on ranks other than 0 it writes nothing.
 
-    `steps` is the run's whole length in optimizer steps.
+    `steps` is the run's whole length, `warmup_steps` that of its warm-up [optimizer steps].
     """
 
     def __init__(
@@ -50,15 +50,17 @@ class RunLog:
         config: dict[str, Any] | None = None,
         *,
         steps: int | None = None,
+        warmup_steps: int | None = None,
     ) -> None:
-        self._run, self._steps = Directory(run), steps
+        self._run = Directory(run)
+        self._length = {"steps": steps, "warmup_steps": warmup_steps}
         self._file: IO[str] | None = None
         self._writers: list[_Writer] = []
         if not enabled:
             return
         run.mkdir(parents=True, exist_ok=True)
         truncate(run, start_step)
-        self._run.write_json(STATUS_FILE, {"steps": steps, "ended": None, "error": None})
+        self._run.write_json(STATUS_FILE, {**self._length, "ended": None, "error": None})
         self._file = (run / LOG_FILE).open("a", encoding="utf-8")
         self._writers.append(_TensorBoard(run / TENSORBOARD_FOLDER, start_step))
         if wandb_project:
@@ -100,7 +102,7 @@ class RunLog:
             self._file = None
             said = None if error is None else f"{type(error).__name__}: {error}"
             ending = "stopped" if error is None else "failed"
-            status = {"steps": self._steps, "ended": ending, "error": said}
+            status = {**self._length, "ended": ending, "error": said}
             self._run.write_json(STATUS_FILE, status)
         for writer in self._writers:
             writer.close()

@@ -132,6 +132,7 @@ class Run:
             wandb_project=self.config.train.wandb_project,
             config=self.config.model_dump(mode="json"),
             steps=self.schedule.steps,
+            warmup_steps=self.schedule.warmup_steps,
         )
         if self.config.train.trace and self.world.is_main:
             self._trace = Trace(root, self.step)

@@ -20,8 +20,6 @@ from tcjepa.watch.snapshots import FOLDER
 CONFIG_FILE: Final = "config.yaml"
 EVALUATION_FILE: Final = "evaluation.json"
 LEDGER_FILE: Final = "unreadable.jsonl"
-#: A share of the run; `train.warmup_*` null means this (`tcjepa.train.config`).
-_WARMUP_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,8 @@ class RunFiles:
     config: dict[str, Any]
     steps: int | None
     """Length of the run [optimizer steps]; None where neither status nor config tells."""
+    warmup_steps: int
+    """Steps of warm-up [optimizer steps]; 0 where neither status nor config tells."""
     ended: str | None
     """`stopped` or `failed`; None: it still runs, or was killed."""
     error: str | None
@@ -57,17 +57,6 @@ class RunFiles:
     def done(self) -> int:
         """Optimizer steps that are in the log."""
         return int(self.records[-1]["step"] or 0) + 1 if self.records else 0
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps of warm-up, as far as config and length tell."""
-        train = self.config.get("train") or {}
-        if train.get("warmup_steps") is not None:
-            return int(train["warmup_steps"])
-        share = _WARMUP_SHARE
-        if train.get("warmup_epochs") is not None and train.get("epochs"):
-            share = train["warmup_epochs"] / train["epochs"]
-        return round(share * (self.steps or 0))
 
 
 def is_run(path: Path) -> bool:
@@ -85,13 +74,15 @@ def read_run(path: Path, name: str) -> RunFiles:
         )
     config, status = _config(path), _json(path / STATUS_FILE) or {}
     log = path / LOG_FILE
-    steps = status.get("steps") or (config.get("train") or {}).get("steps")
+    length = {**(config.get("train") or {})}
+    length |= {key: status[key] for key in ("steps", "warmup_steps") if status.get(key) is not None}
     return RunFiles(
         path=path,
         name=name,
         records=read(path),
         config=config,
-        steps=int(steps) if steps else None,
+        steps=int(length["steps"]) if length.get("steps") else None,
+        warmup_steps=int(length.get("warmup_steps") or 0),
         ended=status.get("ended"),
         error=status.get("error"),
         quiet_seconds=time.time() - log.stat().st_mtime if log.exists() else 0.0,

@@ -4,8 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from tcjepa.train.distributed import World
 from tcjepa.train.log import LOG_FILE, STATUS_FILE, RunLog, read, truncate
+from tcjepa.train.run import Run
+from tcjepa.watch.runfiles import read_run
+from tests.tcjepa.train.runs import tiny_config
 
 
 def test_a_resumed_log_has_each_step_once(tmp_path: Path):
@@ -47,10 +52,27 @@ def test_the_status_tells_a_stopped_run_from_a_failed_and_a_killed_one(tmp_path:
     def status():
         return json.loads((tmp_path / STATUS_FILE).read_text())
 
-    log = RunLog(tmp_path, 0, steps=9)
-    assert status() == {"steps": 9, "ended": None, "error": None}  # what a killed run leaves
+    length = {"steps": 9, "warmup_steps": 2}
+    log = RunLog(tmp_path, 0, **length)
+    assert status() == {**length, "ended": None, "error": None}  # what a killed run leaves
     log.close()
     assert status()["ended"] == "stopped"
-    with pytest.raises(ValueError, match="too hot"), RunLog(tmp_path, 0, steps=9):
+    with pytest.raises(ValueError, match="too hot"), RunLog(tmp_path, 0, **length):
         raise ValueError("too hot")
-    assert status() == {"steps": 9, "ended": "failed", "error": "ValueError: too hot"}
+    assert status() == {**length, "ended": "failed", "error": "ValueError: too hot"}
+
+
+@pytest.mark.parametrize(
+    ("given", "warmup"),
+    [
+        ("train.warmup_steps=3", 3),
+        ("train.warmup_steps=null train.warmup_epochs=1", 5),  # epochs of 40 images, batches of 8
+        ("train.warmup_steps=null", 2),  # a fifth of the run
+    ],
+)
+def test_the_status_holds_the_lengths_that_the_run_uses(tmp_path: Path, given: str, warmup: int):
+    config = tiny_config(tmp_path, *given.split(), "train.steps=12")
+    with Run(config, World(0, 1, 0, 1, torch.device("cpu")), print):
+        pass
+    found = read_run(tmp_path / "run", "run")
+    assert (found.steps, found.warmup_steps) == (12, warmup)
