@@ -121,6 +121,7 @@ def test_the_hot_loop_fetches_nothing_between_log_steps(tmp_path: Path, model: s
             run.step += 1
             if run.step == 3:
                 break
+        assert run.step == 3
         with Fetches() as fetches:
             float(torch.stack([values for _, values in window.steps]).sum())
         assert fetches.found, "the counter does not count"
@@ -140,3 +141,4 @@ def test_a_gpu_step_waits_for_nothing(tmp_path: Path) -> None:
         run.step += 1
         if number == 3:
             break
+    assert run.step == 4
