@@ -203,10 +203,15 @@ class Remote:
             if self._closed.is_set():
                 raise BrokenOffError("the loader was closed")
             if time.monotonic() >= until:
-                raise StalledError(f"no answer within data.timeout_s = {self.access.timeout_s:g} s")
+                raise self._stalled()
+        if errors and isinstance(errors[0], TimeoutError):  # the back end's own clock was faster
+            raise self._stalled() from errors[0]
         if errors:
             raise errors[0]
         return result[0]
+
+    def _stalled(self) -> StalledError:
+        return StalledError(f"no answer within data.timeout_s = {self.access.timeout_s:g} s")
 
     def pause(self, attempt: int, error: BaseException) -> None:
         """Wait before the next attempt: 0.25, 0.5, 1 s, or what the store asks for."""
