@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from pathlib import Path
 from tarfile import BLOCKSIZE
 from typing import Any, Final, cast
+
+import orjson
 
 from pipeline.schema import Sample
 from tcjepa.data.cache import ShardCache
@@ -70,9 +71,10 @@ class ShardReader:
         end = max(entry.image_offset + entry.image_size, entry.json_offset + entry.json_size)
         if end - start <= entry.image_size + entry.json_size + _GAP:
             span = self._read(entry.shard, start, end - start)
-            before = span[max(0, header - start) : entry.image_offset - start]
-            image = span[entry.image_offset - start :][: entry.image_size]
-            text = span[entry.json_offset - start :][: entry.json_size]
+            at, text_at = entry.image_offset - start, entry.json_offset - start
+            before = span[max(0, header - start) : at]
+            image = span[at : at + entry.image_size]
+            text = span[text_at : text_at + entry.json_size]
         else:
             span = self._read(entry.shard, max(0, header), entry.image_size + BLOCKSIZE)
             before, image = span[:BLOCKSIZE], span[BLOCKSIZE:]
@@ -157,7 +159,7 @@ def _check_header(header: bytes, entry: Entry) -> None:
 
 def _parse(text: bytes, entry: Entry) -> Sample:
     try:
-        sample = json.loads(text)
+        sample = orjson.loads(text)
     except ValueError as error:  # covers bad UTF-8 as well
         raise SampleError(f"json member of {entry.uid} is broken: {error}"[:200]) from error
     if not isinstance(sample, dict) or sample.get("uid") != entry.uid:
