@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,15 +140,16 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
         ("AWS_DEFAULT_REGION", "us-east-1"),
     ):
         monkeypatch.setenv(name, value)
-    server = server_module.ThreadedMotoServer(port=0, verbose=False)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         store = s3fs.S3FileSystem(skip_instance_cache=True)
-        store.mkdir("bucket")
-        store.put(f"{folder}/", "bucket/run/shards/", recursive=True)
-        yield "s3://bucket/run/shards"
+        bucket = f"bucket-{uuid.uuid4().hex}"  # moto's servers of one process share their buckets
+        store.mkdir(bucket)
+        store.put(f"{folder}/", f"{bucket}/run/shards/", recursive=True)
+        yield f"s3://{bucket}/run/shards"
     finally:
         server.stop()
         s3fs.S3FileSystem.clear_instance_cache()
