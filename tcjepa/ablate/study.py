@@ -1,9 +1,9 @@
-"""A study: a base config, axes to vary, reference lines, seeds; and the runs it consists of."""
+"""A study: a base config, grids to vary, reference lines, seeds; and the runs it consists of."""
 
 from __future__ import annotations
 
-import itertools
-import json
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,61 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pipeline.settings import ConfigError, Settings, load
+from tcjepa.ablate.grids import Arm, Curve, GridConfig, Scalar, curves, expand, override, slug
 from tcjepa.config import TrainConfig
 
-Scalar = str | int | float | bool | None
+
+class RecoveryConfig(Settings):
+    """What noise took and remedies won back: (remedy - noisy) / (clean - noisy)."""
+
+    name: str | None = Field(None, description="title in the report; null: the noisy arm's name")
+    clean: str = Field(description="arm without noise")
+    noisy: str = Field(description="arm with noise and no remedy")
+    remedies: list[str] | None = Field(
+        None, description="arms whose share is asked for; null: every other arm of the grids"
+    )
+
+
+class ReducedConfig(Settings):
+    """How the study shrinks to what a CPU can do (`--reduced`); what is null stays as it is."""
+
+    run: str | None = Field(None, description="local directory of the reduced study")
+    base: str | None = Field(None, description="training config of the reduced study")
+    set: list[str] = Field([], description="overrides of every arm, after those of the study")
+    only: dict[str, list[Scalar]] = Field(
+        {}, description="axis, or `grid` for the grids by name -> the values that stay"
+    )
+    references: list[str] | None = Field(None, description="the references that stay")
+    seeds: list[int] | None = Field(None, min_length=1, description="the seeds")
+    parallel: int | None = Field(None, ge=1, description="training runs at a time [processes]")
 
 
 class StudyConfig(Settings):
-    """What to vary. Every combination of the axes is an arm; every arm is run once per seed."""
+    """What to vary. Every combination of a grid's axes is an arm; an arm is run once per seed."""
 
     run: str = Field(description="local directory of the study")
+    asks: str = Field("", description="the question, and the figure or table of a paper it repeats")
     base: str = Field(description="training config: a path, or a name in tcjepa/configs")
     shards: str | None = Field(None, description="shard directory; null: the base config's")
-    set: list[str] = Field([], description="key.sub=value overrides of every arm")
-    axes: dict[str, list[Scalar]] = Field(
-        description="training config key -> its values; the arms are their combinations"
+    paths: dict[str, str] = Field(
+        {}, description="further shard directories, for use as ${paths.NAME} in overrides"
     )
-    x: str = Field(description="the axis that curves are drawn over")
+    set: list[str] = Field([], description="key.sub=value overrides of every arm")
+    axes: dict[str, list[Scalar] | dict[str, list[str]]] = Field(
+        {}, description="the axes of a study with one grid, as in grids[].axes"
+    )
+    grids: list[GridConfig] = Field(
+        [], description="grids that share references, seeds and the arms they have in common"
+    )
+    x: str = Field(description="the axis that curves are drawn over; every grid has it")
     references: dict[str, list[str]] = Field(
         {}, description="arms off the grid, drawn as level lines: name -> overrides"
+    )
+    contrasts: list[tuple[str, str]] = Field(
+        [], description="pairs of arms: the report gives the first minus the second on equal seeds"
+    )
+    recovery: list[RecoveryConfig] = Field(
+        [], description="the share of what noise took that each remedy wins back"
     )
     seeds: list[int] = Field([0, 1], min_length=1, description="train.seed of the repetitions")
     parallel: int = Field(1, ge=1, description="training runs at a time [processes]")
@@ -46,26 +83,39 @@ class StudyConfig(Settings):
     mixed: bool = Field(
         False, description="report runs of different code or data together, and say so"
     )
+    reduced: ReducedConfig = Field(ReducedConfig(), description="the study at a CPU's size")
 
     @model_validator(mode="after")
     def _check(self) -> StudyConfig:
-        if self.x not in self.axes:
-            raise ValueError(f"x: {self.x} is no axis; the axes are {', '.join(self.axes)}")
-        empty = [key for key, values in self.axes.items() if not values]
-        if empty:
-            raise ValueError(f"axes.{empty[0]}: has no values")
+        if bool(self.axes) == bool(self.grids):
+            raise ValueError("axes, grids: give one of them, and not empty")
+        for number, grid in enumerate(self.all_grids):
+            if self.x not in grid.axes:
+                where = f"grids[{number}]" if self.grids else "the study"
+                raise ValueError(
+                    f"x: {self.x} is no axis of {where}; its axes are {', '.join(grid.axes)}"
+                )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed is listed twice")
+        names = [arm.name for arm in arms_of(self)]
+        for key, name in self.named_arms():
+            check_known(key, name, names, "arms")
         return self
 
+    @property
+    def all_grids(self) -> list[GridConfig]:
+        """The grids, or the one that `axes` stands for."""
+        return self.grids or [GridConfig(axes=self.axes)]
 
-@dataclass(frozen=True)
-class Arm:
-    """One setting of the study: its place on the axes (empty for a reference) and overrides."""
-
-    name: str
-    values: tuple[tuple[str, Scalar], ...]
-    overrides: tuple[str, ...]
+    def named_arms(self) -> list[tuple[str, str]]:
+        """Return (key, arm name) of every arm that contrasts and recovery name."""
+        named = [
+            (f"contrasts[{i}]", name) for i, pair in enumerate(self.contrasts) for name in pair
+        ]
+        for i, entry in enumerate(self.recovery):
+            for name in (entry.clean, entry.noisy, *(entry.remedies or ())):
+                named.append((f"recovery[{i}]", name))
+        return named
 
 
 @dataclass(frozen=True)
@@ -79,15 +129,13 @@ class Trial:
 
 
 def arms_of(study: StudyConfig) -> list[Arm]:
-    """Return the reference arms, then every combination of the axes in the order given."""
-    references = [Arm(name, (), tuple(keys)) for name, keys in study.references.items()]
-    grid = []
-    for values in itertools.product(*study.axes.values()):
-        place = tuple(zip(study.axes, values, strict=True))
-        overrides = tuple(f"{key}={_yaml(value)}" for key, value in place)
-        name = ", ".join(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in place)
-        grid.append(Arm(name, place, overrides))
-    return references + grid
+    """Return the reference arms, then every combination of the grids in the order given, once."""
+    return expand(study.references, study.all_grids, study.set)
+
+
+def curves_of(study: StudyConfig) -> list[Curve]:
+    """Return the curves over `study.x`; an arm that grids share lies on the curves of each."""
+    return curves(arms_of(study), study.x)
 
 
 def trials_of(study: StudyConfig) -> list[Trial]:
@@ -98,12 +146,12 @@ def trials_of(study: StudyConfig) -> list[Trial]:
     trials = []
     for seed in study.seeds:
         for arm in arms_of(study):
-            folder = str(Path(study.run) / "trials" / _slug(arm.name) / f"seed-{seed}")
+            folder = str(Path(study.run) / "trials" / slug(arm.name) / f"seed-{seed}")
             cache = str(Path(study.run) / "cache")
-            overrides = (*study.set, *arm.overrides, f"train.seed={seed}", f"run={_yaml(folder)}")
-            overrides += ("train.evaluate_after=true", f"data.cache_dir={_yaml(cache)}")
-            if study.shards is not None:
-                overrides += (f"data.shards={_yaml(study.shards)}",)
+            shards = [] if study.shards is None else [override("data.shards", study.shards)]
+            overrides = (*shards, *study.set, *arm.overrides)
+            overrides += (f"train.seed={seed}", override("run", folder))
+            overrides += ("train.evaluate_after=true", override("data.cache_dir", cache))
             trials.append(Trial(arm, seed, folder, overrides))
     return trials
 
@@ -116,10 +164,10 @@ def training_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig
         raise ConfigError(f"arm {trial.arm.name!r}: {error}") from error
 
 
-def _yaml(value: Any) -> str:
-    return json.dumps(value)
-
-
-def _slug(name: str) -> str:
-    """Return a file name for an arm: letters, digits, dots and dashes."""
-    return "".join(c if c.isalnum() or c == "." else "-" for c in name.lower()).strip("-")
+def check_known(key: str, name: Any, names: Sequence[Any], what: str) -> None:
+    """Raise `ValueError` naming the key, the nearest and all known names unless `name` is one."""
+    if name not in names:
+        texts = [str(known) for known in names]
+        near = difflib.get_close_matches(str(name), texts, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{key}: {name!r} is unknown; {hint}{what}: {'; '.join(texts)}")
