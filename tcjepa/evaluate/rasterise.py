@@ -21,6 +21,7 @@ _MOST_CLASSES = 254
 
 Polygon = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.uint8]
+ObjectMask = npt.NDArray[np.int16]
 
 
 def parse(annotations: dict[str, Any] | str) -> dict[str, Any]:
@@ -76,9 +77,23 @@ def rasterise(
     Polygons are filled by the even-odd rule at pixel centres.
     """
     number = {name: index for index, name in enumerate(classes, start=1)}
-    mask = np.full((size, size), BACKGROUND, np.uint8)
-    for category, vertices in crop_polygons(annotations, width, height, size):
-        _fill(mask, vertices, number.get(category, IGNORED))
+    own = [number.get(item["category"], IGNORED) for item in annotations.get("objects", [])]
+    shown = rasterise_objects(annotations, size, width=width, height=height)
+    return np.array([BACKGROUND, *own], np.uint8)[shown]
+
+
+def rasterise_objects(
+    annotations: dict[str, Any], size: int, *, width: int, height: int
+) -> ObjectMask:
+    """Return which object is seen at each pixel of the centre crop, (size, size) int16.
+
+    0 is background, n the annotation's n-th object, counted from 1; otherwise as `rasterise`.
+    """
+    mask = np.zeros((size, size), np.int16)
+    for number, (_, vertices) in enumerate(
+        crop_polygons(annotations, width, height, size), start=1
+    ):
+        _fill(mask, vertices, number)
     return mask
 
 
@@ -92,7 +107,7 @@ def _vertices(item: dict[str, Any]) -> Polygon:
     raise ValueError(f"object {item.get('category')!r} has neither polygon nor box")
 
 
-def _fill(mask: Mask, vertices: Polygon, value: int) -> None:
+def _fill(mask: ObjectMask, vertices: Polygon, value: int) -> None:
     """Paint pixels whose centres an odd number of edges lie left of.
 
     Each edge flips the parity of all pixels right of it, in the rows whose centres it spans.
@@ -118,4 +133,12 @@ def _fill(mask: Mask, vertices: Polygon, value: int) -> None:
     mask[low[1] : high[1], low[0] : high[0]][inside] = value
 
 
-__all__ = ["BACKGROUND", "IGNORED", "categories", "crop_polygons", "parse", "rasterise"]
+__all__ = [
+    "BACKGROUND",
+    "IGNORED",
+    "categories",
+    "crop_polygons",
+    "parse",
+    "rasterise",
+    "rasterise_objects",
+]

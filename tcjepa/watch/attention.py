@@ -21,10 +21,12 @@ from torch import Tensor
 from tcjepa.masks import Masks
 from tcjepa.model.conditioner import WordAttention
 from tcjepa.model.jepa import TCJEPA
+from tcjepa.model.words import Words
 from tcjepa.text import TextBatch
 
 #: Rows and columns of tiles; a tile of 1/4 lies near I-JEPA's target blocks of 0.15-0.2.
 TILES = (2, 2)
+Role = Literal["context", "target"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,50 @@ class WordMaps:
     grid: tuple[int, int]  # rows and columns of the P patches, in raster order
 
 
+@dataclass(frozen=True)
+class Tile:
+    """What word attention looks like while one tile is the target and all else the context."""
+
+    inside: Tensor  # (T,) int64, patches of the tile, raster order
+    outside: Tensor  # (C,) int64, all others
+    layers: list[WordAttention]  # of the conditioned layers, over C + T tokens
+    words: Words
+
+    def role(self, tokens: Role) -> tuple[Tensor, slice]:
+        """Return the patches that are looked at in a role, and where they are along Q."""
+        # With one target block, tokens are the context and then the target.
+        C = len(self.outside)
+        if tokens == "context":
+            return self.outside, slice(0, C)
+        return self.inside, slice(C, None)
+
+
+@torch.no_grad()
+def tiles_of(
+    model: TCJEPA, images: Tensor, text: TextBatch, tiles: tuple[int, int] = TILES
+) -> Iterator[Tile]:
+    """Yield each tile's attention of normalised images (B, 3, H, W) and their captions.
+
+    The model must be in evaluation mode. Raises `ValueError` if the predictor does not attend to
+    words, or if the grid has fewer rows or columns than `tiles`.
+    """
+    B = len(images)
+    for inside, outside in _tilings(model.encoder.shape.grid, tiles, images.device):
+        masks = Masks(outside.expand(B, -1), inside.expand(B, 1, -1))
+        features_BCD = model.encoder(images, masks.context)
+        _, attentions, words = model.predictor(features_BCD, masks, text)
+        if words is None or not attentions:
+            raise ValueError("word maps need a predictor that attends to the words of captions")
+        yield Tile(inside, outside, attentions, words)
+
+
 @torch.no_grad()
 def word_maps(
     model: TCJEPA,
     images: Tensor,
     text: TextBatch,
     *,
-    tokens: Literal["context", "target"] = "context",
+    tokens: Role = "context",
     layer: int | None = None,
     tiles: tuple[int, int] = TILES,
 ) -> WordMaps:
@@ -51,26 +90,18 @@ def word_maps(
 
     `tokens` says in which role a patch is looked at: as one that the encoder sees, or as one that
     the predictor fills in. `layer` counts conditioned layers, -1 being the last; None takes the
-    mean of all. The model's mode is restored and nothing random is drawn. Raises `ValueError` if
-    the predictor does not attend to words, or if the grid has fewer rows or columns than `tiles`.
+    mean of all. The model's mode is restored and nothing random is drawn. Raises `ValueError` as
+    `tiles_of` does.
     """
     grid = model.encoder.shape.grid
     total: list[Tensor] = []
     times = torch.zeros(grid[0] * grid[1], device=images.device)
     valid: Tensor | None = None
     with _evaluating(model):
-        for inside, outside in _tilings(grid, tiles, images.device):
-            B = len(images)
-            masks = Masks(outside.expand(B, -1), inside.expand(B, 1, -1))
-            features_BCD = model.encoder(images, masks.context)
-            _, attentions, words = model.predictor(features_BCD, masks, text)
-            if words is None or not attentions:
-                raise ValueError("word maps need a predictor that attends to the words of captions")
-            chosen = attentions if layer is None else [attentions[layer]]
-            valid = words.valid & words.real.unsqueeze(-1)
-            patches = outside if tokens == "context" else inside
-            C = len(outside)  # with one target block, tokens are the context and then the target
-            part = slice(0, C) if tokens == "context" else slice(C, None)
+        for tile in tiles_of(model, images, text, tiles):
+            chosen = tile.layers if layer is None else [tile.layers[layer]]
+            valid = tile.words.valid & tile.words.real.unsqueeze(-1)
+            patches, part = tile.role(tokens)
             for total_BNSP, own in zip(
                 total or _zeros(total, chosen[0], len(times)), _mean(chosen, part), strict=True
             ):
@@ -117,4 +148,4 @@ def _evaluating(model: TCJEPA) -> Iterator[None]:
         model.train(training)
 
 
-__all__ = ["TILES", "WordMaps", "word_maps"]
+__all__ = ["TILES", "Role", "Tile", "WordMaps", "tiles_of", "word_maps"]
