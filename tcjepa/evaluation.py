@@ -30,6 +30,7 @@ from tcjepa.data.tars import LabelledTars
 from tcjepa.evaluate.features import LabelError
 from tcjepa.evaluate.report import EvaluationResult, format_table
 from tcjepa.evaluate.runner import evaluate
+from tcjepa.evaluate.tally import Tally
 from tcjepa.model.jepa import TCJEPA, normalise
 from tcjepa.noise import NoiseConfig
 from tcjepa.text import open_text_encoder
@@ -71,9 +72,12 @@ class LabelledSet:
 
 
 def record(sample: dict[str, Any]) -> dict[str, Any]:
-    """Return what an evaluation knows of a sample: meta with and without `meta.`, size, mask."""
+    """Return what an evaluation knows of a sample: meta with and without `meta.`, uid, size, mask.
+
+    Meta cannot hide the others.
+    """
     meta = sample.get("meta") or {}
-    own = {key: sample[key] for key in ("width", "height", "mask") if key in sample}
+    own = {key: sample[key] for key in ("uid", "width", "height", "mask") if key in sample}
     return {**meta, **{f"meta.{key}": value for key, value in meta.items()}, **own}
 
 
@@ -116,7 +120,7 @@ def evaluate_encoder(
     sets: tuple[LabelledSet, LabelledSet],
     config: EvaluationSection,
     device: torch.device,
-) -> EvaluationResult:
+) -> tuple[EvaluationResult, dict[str, Tally]]:
     """Probe a frozen encoder of normalised images (B, 3, H, H) -> (B, P, D) patch features.
 
     Raises `ConfigError` for labels that the images do not have, and for what cannot be evaluated.
@@ -145,8 +149,10 @@ def evaluate_encoder(
 
 def evaluate_checkpoint(
     checkpoint: Checkpoint, config: TrainConfig, device: torch.device
-) -> dict[str, EvaluationResult]:
+) -> tuple[dict[str, EvaluationResult], dict[str, Tally]]:
     """Return the results of a checkpoint's target encoder and of an untrained one.
+
+    The tallies of both are named `<encoder>/<measure>`, such as "trained/linear shape".
 
     `config.model` and `config.text` must be the checkpoint's. Raises `ConfigError` as
     `evaluation_sets` and `evaluate_encoder` do.
@@ -155,14 +161,16 @@ def evaluate_checkpoint(
     text = open_text_encoder(config.text) if config.model.text else None
     torch.manual_seed(config.train.seed)
     model = TCJEPA(config.model, text.width if text else None).to(device)
-    untrained = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
+    untrained, chance = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
     model.load_state_dict(checkpoint.model)
-    trained = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
+    trained, tallies = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
     if text is not None and config.evaluate.text_gain_images and not config.evaluate.is_elsewhere:
         world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
         gain = text_gain(model, config, world)
         trained = dataclasses.replace(trained, text_gain=gain)
-    return {TRAINED: trained, UNTRAINED: untrained}
+    named = {f"{TRAINED}/{name}": tally for name, tally in tallies.items()}
+    named |= {f"{UNTRAINED}/{name}": tally for name, tally in chance.items()}
+    return {TRAINED: trained, UNTRAINED: untrained}, named
 
 
 def text_gain(model: TCJEPA, config: TrainConfig, world: World) -> float:

@@ -12,6 +12,7 @@ from tcjepa.evaluate.config import EvaluateConfig
 from tcjepa.evaluate.features import Features, LabelError, label_classes, label_numbers
 from tcjepa.evaluate.linear import ProbeResult, few_shot_probe, few_shot_rows, probe
 from tcjepa.evaluate.measure import Measure
+from tcjepa.evaluate.tally import Tally, keys_of
 
 FOLDER_LABEL = "class"
 """Record key of an image folder's class, used where the config names no labels."""
@@ -19,11 +20,15 @@ FOLDER_LABEL = "class"
 
 @dataclass(frozen=True)
 class Classification:
-    """Results by label; few-shot ones by label and share, such as "colour 1%"."""
+    """Results by label; few-shot ones by label and share, such as "colour 1%".
+
+    `tallies` has the hits on every labelled test image, by the measure's column name.
+    """
 
     linear: dict[str, ProbeResult] = field(default_factory=dict)
     few_shot: dict[str, ProbeResult] = field(default_factory=dict)
     knn: dict[str, Measure] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
 
 
 def classify(
@@ -45,24 +50,29 @@ def classify(
         return found
     for name in config.labels or [FOLDER_LABEL]:
         data = _labelled(train, test, name, device, notes)
+        hits: dict[str, Tensor] = {}
         if "linear" in config.tasks:
-            found.linear[name] = _probe(data, config, name, notes)
+            found.linear[name], hits[f"linear {name}"] = _probe(data, config, name, notes)
         if "few_shot" in config.tasks:
-            found.few_shot.update(_few_shot(data, config, name, notes))
+            for key, (result, right) in _few_shot(data, config, name, notes).items():
+                found.few_shot[key], hits[f"few-shot {key}"] = result, right
         if "knn" in config.tasks:
-            found.knn[name] = _neighbours(data, config, name, notes)
+            found.knn[name], hits[f"kNN {name}"] = _neighbours(data, config, name, notes)
+        for measure, right in hits.items():
+            found.tallies[measure] = Tally.of_values(data.images, right.numpy())
     return found
 
 
 @dataclass(frozen=True)
 class _Labelled:
-    """Features and class numbers of the images that have one label."""
+    """Features and class numbers of the images that have one label; keys of the test images."""
 
     train: Tensor
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
     classes: list[str]
+    images: list[str]
 
 
 def _labelled(
@@ -78,17 +88,21 @@ def _labelled(
         notes.append(f"{name}: {unseen} test images have a class not seen in training: all wrong")
     if not int((asked != -2).sum()):
         raise LabelError(f"label {name!r}: no test record has it")
+    images = keys_of(test.records)
     return _Labelled(
         train.pooled[known != -2].to(device),
         known[known != -2].to(device),
         test.pooled[asked != -2].to(device),
         asked[asked != -2].to(device),
         classes,
+        [images[row] for row in (asked != -2).nonzero()[:, 0].tolist()],
     )
 
 
-def _probe(data: _Labelled, config: EvaluateConfig, name: str, notes: list[str]) -> ProbeResult:
-    result = probe(
+def _probe(
+    data: _Labelled, config: EvaluateConfig, name: str, notes: list[str]
+) -> tuple[ProbeResult, Tensor]:
+    result, hits = probe(
         data.train,
         data.train_labels,
         data.test,
@@ -98,12 +112,12 @@ def _probe(data: _Labelled, config: EvaluateConfig, name: str, notes: list[str])
         seeds=config.seeds,
     )
     notes += [f"linear {name}: the best setting has the sweep's {edge}" for edge in result.edges]
-    return result
+    return result, hits
 
 
 def _few_shot(
     data: _Labelled, config: EvaluateConfig, name: str, notes: list[str]
-) -> dict[str, ProbeResult]:
+) -> dict[str, tuple[ProbeResult, Tensor]]:
     found = {}
     for share in config.few_shot:
         key = f"{name} {100 * share:g}%"
@@ -123,7 +137,9 @@ def _few_shot(
     return found
 
 
-def _neighbours(data: _Labelled, config: EvaluateConfig, name: str, notes: list[str]) -> Measure:
+def _neighbours(
+    data: _Labelled, config: EvaluateConfig, name: str, notes: list[str]
+) -> tuple[Measure, Tensor]:
     k = min(config.knn.k, len(data.train))
     if k < config.knn.k:
         notes.append(f"kNN {name}: k is {k}, all training images, instead of {config.knn.k}")
@@ -135,8 +151,8 @@ def _neighbours(data: _Labelled, config: EvaluateConfig, name: str, notes: list[
         k=k,
         temperature=config.knn.temperature,
     )
-    right = float((predicted == data.test_labels).double().mean())
-    return Measure.accuracy([right], len(data.test))
+    hits = (predicted == data.test_labels).double().cpu()
+    return Measure.accuracy([float(hits.mean())], len(data.test)), hits
 
 
 __all__ = ["FOLDER_LABEL", "Classification", "classify"]

@@ -41,6 +41,12 @@ def overlaps(counts: Tensor) -> Tensor:
     return both / (predicted + true - both)
 
 
+def intersections_and_unions(matrices: Tensor) -> Tensor:
+    """Return pixels (…, K, 2) of intersection and union by class, of confusions (…, K, K)."""
+    both, predicted, true = _counts(matrices).unbind(dim=-2)
+    return torch.stack([both, predicted + true - both], dim=-1)
+
+
 def bootstrap_error(matrices: Tensor, seed: int = 0) -> float:
     """Return the standard error of mIoU over test images, from confusions (m, K, K).
 
@@ -61,4 +67,4 @@ def _counts(matrices: Tensor) -> Tensor:
     return torch.stack([both, matrices.sum(dim=-2), matrices.sum(dim=-1)], dim=-2)
 
 
-__all__ = ["bootstrap_error", "confusion", "iou", "overlaps"]
+__all__ = ["bootstrap_error", "confusion", "intersections_and_unions", "iou", "overlaps"]

@@ -47,11 +47,12 @@ def probe(
     classes: int,
     config: SweepConfig,
     seeds: int,
-) -> ProbeResult:
+) -> tuple[ProbeResult, Tensor]:
     """Probe features (n, D) and (m, D), float, with labels (n,) and (m,) int64 below `classes`.
 
     All tensors lie on one device. Features are standardised by the training images' statistics. A
-    negative test label is a class that training images lack; no answer to it is right. Raises
+    negative test label is a class that training images lack; no answer to it is right. The second
+    result (m,) float64, on the CPU, is the share of seeds that got each test image right. Raises
     `ValueError` for fewer than two training images, no test image or a training label out of range.
     """
     _check(train_features, train_labels, test_features, classes)
@@ -72,7 +73,7 @@ def few_shot_probe(
     classes: int,
     config: SweepConfig,
     seeds: int,
-) -> ProbeResult:
+) -> tuple[ProbeResult, Tensor]:
     """Probe as `probe` does, but with the labels of a `share` of the training images only.
 
     Each seed draws its own images (`few_shot_rows`), so the error over seeds covers that choice.
@@ -127,12 +128,12 @@ def edges(chosen: Sequence[Setting], config: SweepConfig) -> tuple[str, ...]:
     return tuple(found)
 
 
-def accuracy(classifiers: Classifiers, rows: Tensor, labels: Tensor) -> Tensor:
-    """Return the share (G,) of rows (m, D) that each of the G classifiers gets right."""
-    right = torch.zeros(classifiers.bias.shape[0], dtype=torch.int64, device=rows.device)
-    for chunk, truth in zip(torch.split(rows, _CHUNK), torch.split(labels, _CHUNK), strict=True):
-        right += (classifiers.logits(chunk).argmax(dim=2) == truth[:, None]).sum(dim=0)
-    return right.double() / len(rows)
+def hits(classifiers: Classifiers, rows: Tensor, labels: Tensor) -> Tensor:
+    """Return whether each of the G classifiers gets each row of (m, D) right, (m, G) bool."""
+    parts = zip(torch.split(rows, _CHUNK), torch.split(labels, _CHUNK), strict=True)
+    return torch.cat(
+        [classifiers.logits(chunk).argmax(dim=2) == truth[:, None] for chunk, truth in parts]
+    )
 
 
 @dataclass(frozen=True)
@@ -146,37 +147,39 @@ class _Data:
 
 def _probe_once(
     data: _Data, tested: Tensor, truth: Tensor, config: SweepConfig, seed: int
-) -> tuple[float, Setting]:
-    """Return the test accuracy of one seed and the setting that its validation part chose."""
+) -> tuple[Tensor, Setting]:
+    """Return one seed's hits (m,) on test images and the setting that its validation chose."""
     settings = grid(config.learning_rates, config.weight_decays)
     best = settings[_choose(data, settings, config, seed) if len(settings) > 1 else 0]
     everything = torch.arange(len(data.rows), device=tested.device)
     final = _fit(data, everything, [best], config, seed)
-    return float(accuracy(final, tested, truth)[0]), best
+    return hits(final, tested, truth)[:, 0].double().cpu(), best
 
 
 def _result(
-    found: list[tuple[float, Setting]],
+    found: list[tuple[Tensor, Setting]],
     train_labels: Tensor,
     test_labels: Tensor,
     classes: int,
     config: SweepConfig,
-) -> ProbeResult:
+) -> tuple[ProbeResult, Tensor]:
     chosen = tuple(setting for _, setting in found)
     commonest = int(train_labels.bincount().argmax())
-    return ProbeResult(
-        accuracy=Measure.accuracy([value for value, _ in found], len(test_labels)),
+    right = torch.stack([own for own, _ in found])  # (seeds, m)
+    result = ProbeResult(
+        accuracy=Measure.accuracy(right.mean(dim=1).tolist(), len(test_labels)),
         majority=float((test_labels == commonest).double().mean()),
         classes=classes,
         chosen=chosen,
         edges=edges(chosen, config),
     )
+    return result, right.mean(dim=0)
 
 
 def _choose(data: _Data, settings: list[Setting], config: SweepConfig, seed: int) -> int:
     fit, held = split(len(data.rows), config.validation_share, seed, data.rows.device)
     swept = _fit(data, fit, settings, config, seed)
-    return int(accuracy(swept, data.rows[held], data.labels[held]).argmax())
+    return int(hits(swept, data.rows[held], data.labels[held]).sum(dim=0).argmax())
 
 
 def _fit(
@@ -209,10 +212,10 @@ def _check(rows: Tensor, labels: Tensor, tested: Tensor, classes: int) -> None:
 
 __all__ = [
     "ProbeResult",
-    "accuracy",
     "edges",
     "few_shot_probe",
     "few_shot_rows",
+    "hits",
     "probe",
     "split",
 ]

@@ -20,6 +20,7 @@ from tcjepa.evaluate.rasterise import BACKGROUND, IGNORED, categories, parse, ra
 from tcjepa.evaluate.report import EvaluationResult, SpectrumResult
 from tcjepa.evaluate.segmentation import SegmentationResult, segment
 from tcjepa.evaluate.spectrum import feature_std, lidar, rankme
+from tcjepa.evaluate.tally import Tally, keys_of
 from tcjepa.evaluate.views import FirstImages, view_features
 from tcjepa.model.jepa import normalise
 
@@ -34,8 +35,8 @@ def evaluate(
     prepare: Prepare = normalise,
     train_total: int | None = None,
     test_total: int | None = None,
-) -> EvaluationResult:
-    """Measure a frozen encoder on labelled images.
+) -> tuple[EvaluationResult, dict[str, Tally]]:
+    """Measure a frozen encoder on labelled images; return results, and tallies by measure's name.
 
     Batches are pairs of images (B, 3, H, H) uint8, already resized and centre-cropped to
     `config.image_size`, and B records. A record maps label names to text or integers (None or
@@ -74,6 +75,7 @@ def evaluate(
     )
     notes: list[str] = []
     found = classify(train, test, config, device, notes)
+    tallies = dict(found.tallies)
     spectrum = None
     if "spectrum" in config.tasks:
         views = None
@@ -81,21 +83,26 @@ def evaluate(
             images = torch.cat(first.kept)
             views = view_features(encoder, images, device, prepare, config.batch)
         spectrum = _spectrum(test, views)
-    return EvaluationResult(
+    dense_found = _segment(train, test, config, device, notes) if dense else None
+    segmentation = None
+    if dense_found is not None:
+        segmentation, tallies["mIoU"] = dense_found
+    result = EvaluationResult(
         train_images=len(train),
         test_images=len(test),
         linear=found.linear,
         knn=found.knn,
-        segmentation=_segment(train, test, config, device, notes) if dense else None,
+        segmentation=segmentation,
         spectrum=spectrum,
         few_shot=found.few_shot,
         notes=tuple(notes),
     )
+    return result, tallies
 
 
 def _segment(
     train: Features, test: Features, config: EvaluateConfig, device: torch.device, notes: list[str]
-) -> SegmentationResult | None:
+) -> tuple[SegmentationResult, Tally] | None:
     if train.patches is None or test.patches is None or train.patch_rows is None:
         notes.append("segmentation: skipped, no image of the training or the test set is annotated")
         return None
@@ -108,7 +115,7 @@ def _segment(
             f"segmentation: {unseen} test images have pixels that are ignored: marked so, or of a "
             "category not seen in training"
         )
-    result = segment(
+    result, pixels = segment(
         train.patches.to(device),
         train_masks.to(device),
         test.patches.to(device),
@@ -118,7 +125,9 @@ def _segment(
         seeds=config.seeds,
     )
     notes += [f"segmentation: the best setting has the sweep's {edge}" for edge in result.edges]
-    return result
+    keys = keys_of(test.records)
+    images = [keys[row] for row in _rows(test)]
+    return result, Tally.of_ratios(images, pixels[..., 0].numpy(), pixels[..., 1].numpy())
 
 
 def _annotated(record: dict[str, Any]) -> bool:

@@ -23,7 +23,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from tcjepa.evaluate.config import SweepConfig
-from tcjepa.evaluate.iou import bootstrap_error, confusion, iou, overlaps
+from tcjepa.evaluate.iou import (
+    bootstrap_error,
+    confusion,
+    intersections_and_unions,
+    iou,
+    overlaps,
+)
 from tcjepa.evaluate.linear import edges, split
 from tcjepa.evaluate.measure import Measure
 from tcjepa.evaluate.sweep import Classifiers, Setting, Standardiser, grid, train
@@ -60,11 +66,13 @@ def segment(
     classes: Sequence[str],
     config: SweepConfig,
     seeds: int,
-) -> SegmentationResult:
+) -> tuple[SegmentationResult, Tensor]:
     """Segment patch features (n, P, D) and (m, P, D) with masks (n, H, H) and (m, H, H) uint8.
 
     `classes` names mask values 0 to K - 1; 255 in a test mask is ignored. Per seed, the setting is
-    chosen by mIoU on held-out training images and trained again on all of them. Raises `ValueError`
+    chosen by mIoU on held-out training images and trained again on all of them. The second result
+    (m, seeds·K, 2) int64, on the CPU, holds intersection and union [pixels] of each test image,
+    each seed's classes in turn: mIoU is the mean over all of them. Raises `ValueError`
     for fewer than two training images, no test image, or masks that the patch grid does not divide.
     """
     if len(train_patches) < 2 or not len(test_patches):
@@ -90,7 +98,7 @@ def segment(
     whole = torch.stack([table.sum(dim=0) for table in tables]).double()  # (seeds, K, K)
     per_class = iou(whole)
     sampling = [bootstrap_error(table) for table in tables]
-    return SegmentationResult(
+    result = SegmentationResult(
         miou=Measure.over_seeds(per_class.nanmean(dim=1).tolist(), sum(sampling) / seeds),
         pixel_accuracy=float(whole.diagonal(dim1=1, dim2=2).sum() / whole.sum()),
         per_class={
@@ -102,6 +110,7 @@ def segment(
         train_images=len(train_patches),
         test_images=len(test_patches),
     )
+    return result, torch.cat([intersections_and_unions(table) for table in tables], dim=1).cpu()
 
 
 def _grid_side(patches: Tensor, masks: Tensor) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.storage import Directory
 from tcjepa.config import TrainConfig
+from tcjepa.evaluate.tally import TALLIES_FILE, to_bytes
 from tcjepa.evaluation import evaluate_checkpoint, table, to_json
 from tcjepa.train import checkpoint, distributed
 from tcjepa.train.checkpoint import Checkpoint
@@ -40,18 +41,23 @@ def pretrain(config: TrainConfig, say: Say, fresh: bool = False) -> Ending:
 
 
 def evaluate_found(found: Checkpoint, config: TrainConfig) -> None:
-    """Evaluate a checkpoint, print the table, and keep the results in the run's directory.
+    """Evaluate a checkpoint, print the table, and keep results and tallies in the run's directory.
 
     `evaluation.json` is of the newest checkpoint; the results of an older one have its name in
     theirs. `config` is the checkpoint's, but for the keys that an evaluation may change.
     """
-    results = evaluate_checkpoint(found, config, distributed.pick_device(config.train.device))
+    device = distributed.pick_device(config.train.device)
+    results, tallies = evaluate_checkpoint(found, config, device)
     print(table(results, config))
     settings = config.evaluate.model_dump(mode="json")
     content = {**to_json(results, found.step), "settings": settings}
     directory = Directory(config.run)
     newest = checkpoint.names(directory)[-1:] in ([], [checkpoint.name_of(found.step)])
-    name = EVALUATION_FILE if newest else f"evaluation-{checkpoint.name_of(found.step)}.json"
+    name, tallies_name = EVALUATION_FILE, TALLIES_FILE
+    if not newest:
+        step = checkpoint.name_of(found.step)
+        name, tallies_name = f"evaluation-{step}.json", f"tallies-{step}.npz"
+    directory.write_bytes(tallies_name, to_bytes(tallies))  # before what says that all is there
     directory.write_json(name, content)
 
 

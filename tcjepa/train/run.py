@@ -20,6 +20,7 @@ from tcjepa.data.index import ShardIndex
 from tcjepa.data.ledger import SubstitutionLedger
 from tcjepa.data.loader import Batch, Loader, make_loader
 from tcjepa.data.plan import LoaderState, samples_per_epoch
+from tcjepa.evaluate.tally import TALLIES_FILE
 from tcjepa.model.jepa import TCJEPA
 from tcjepa.model.pretrained import initialise_encoders
 from tcjepa.text import open_text_encoder, split_words
@@ -50,6 +51,7 @@ WRITTEN = (
     TRACE_FILE,
     LEDGER_FILE,
     EVALUATION_FILE,
+    TALLIES_FILE,
     "wandb",
 )
 

@@ -25,7 +25,7 @@ def blobs(count: int, spread: float, seed: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def run(train, test, config=FAST, seeds=2, classes=4) -> ProbeResult:
-    return probe(*train, *test, classes=classes, config=config, seeds=seeds)
+    return probe(*train, *test, classes=classes, config=config, seeds=seeds)[0]
 
 
 def test_separable_blobs_are_learnt():
@@ -117,7 +117,7 @@ def test_the_default_protocol_scores_as_scikit_learns_logistic_regression():
     model_selection = pytest.importorskip("sklearn.model_selection")
     preprocessing = pytest.importorskip("sklearn.preprocessing")
     (rows, labels), (tested, truth) = correlated(3000, 0), correlated(4000, 1)
-    ours = probe(rows, labels, tested, truth, classes=6, config=SweepConfig(), seeds=3)
+    ours, _ = probe(rows, labels, tested, truth, classes=6, config=SweepConfig(), seeds=3)
     scale = preprocessing.StandardScaler().fit(rows.numpy())
     search = model_selection.GridSearchCV(
         linear_model.LogisticRegression(max_iter=2000),
@@ -143,9 +143,9 @@ def test_few_shot_rows_are_a_share_of_each_class(share):
 def test_few_labels_know_less_than_all_and_more_than_none():
     (rows, labels), (tested, truth) = blobs(1000, 2.0, 0), blobs(500, 2.0, 1)
     settings = {"classes": 4, "config": FAST, "seeds": 3}
-    few = few_shot_probe(rows, labels, tested, truth, share=0.02, **settings)
-    whole = probe(rows, labels, tested, truth, **settings)
+    few, _ = few_shot_probe(rows, labels, tested, truth, share=0.02, **settings)
+    whole, _ = probe(rows, labels, tested, truth, **settings)
     assert 0.3 < few.accuracy.value < whole.accuracy.value
     assert len(set(few.accuracy.per_seed)) > 1  # each seed has other images
-    every = few_shot_probe(rows, labels, tested, truth, share=0.999999, **settings)
+    every, _ = few_shot_probe(rows, labels, tested, truth, share=0.999999, **settings)
     assert every.accuracy.value == pytest.approx(whole.accuracy.value, abs=0.01)

@@ -10,7 +10,7 @@ from torch import nn
 from tcjepa.data.augment import centre_crop
 from tcjepa.evaluate.classification import FOLDER_LABEL
 from tcjepa.evaluate.config import EvaluateConfig, SegmentationConfig, SweepConfig
-from tcjepa.evaluate.report import format_table
+from tcjepa.evaluate.report import format_table, measures
 from tcjepa.evaluate.runner import evaluate
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def pictures(count: int, seed: int, annotate: bool = True):
 
 
 def test_everything_at_once():
-    found = evaluate(Colours(), pictures(120, 0), pictures(60, 1), CONFIG, CPU)
+    found, tallies = evaluate(Colours(), pictures(120, 0), pictures(60, 1), CONFIG, CPU)
     assert (found.train_images, found.test_images) == (120, 60)
     assert found.linear["colour"].accuracy.value > 0.95
     assert found.knn["colour"].value > 0.95
@@ -70,7 +70,11 @@ def test_everything_at_once():
     assert found.few_shot["colour 10%"].accuracy.value > 0.9
     assert any("few-shot colour 1%: two images of each class" in note for note in found.notes)
     assert "linear colour" in format_table({"colours": found})
-    again = evaluate(Colours(), pictures(120, 0), pictures(60, 1), CONFIG, CPU)
+    assert set(tallies) == set(measures(found))
+    for name, measure in measures(found).items():
+        assert len(tallies[name]) == 60
+        assert tallies[name].value == pytest.approx(measure.value, abs=1e-6)
+    again, _ = evaluate(Colours(), pictures(120, 0), pictures(60, 1), CONFIG, CPU)
     assert again == found
 
 
@@ -80,7 +84,7 @@ def test_folder_classes_few_images_and_missing_annotations():
             yield images, [{FOLDER_LABEL: r["colour"]} for r in records]
 
     config = CONFIG.model_copy(update={"labels": []})
-    found = evaluate(Colours(), folder(15, 0), folder(10, 1), config, CPU)
+    found, _ = evaluate(Colours(), folder(15, 0), folder(10, 1), config, CPU)
     assert set(found.linear) == {FOLDER_LABEL}
     assert found.segmentation is None
     assert any("segmentation: skipped" in note for note in found.notes)
@@ -95,9 +99,17 @@ def test_gaps_in_labels_are_said():
                 records[i]["colour"] = None
             yield images[chosen], [records[i] for i in chosen]
 
+    def keyed(batches):
+        for batch, (images, records) in enumerate(batches):
+            yield images, [{**r, "uid": f"{batch}-{i}"} for i, r in enumerate(records)]
+
     config = CONFIG.model_copy(update={"labels": ["colour"], "max_test": 30})
-    found = evaluate(
-        Colours(), only(pictures(60, 0), {"red", "blue"}, 2), pictures(60, 1), config, CPU
+    found, tallies = evaluate(
+        Colours(),
+        only(pictures(60, 0), {"red", "blue"}, 2),
+        keyed(only(pictures(60, 1), COLOURS, 1)),
+        config,
+        CPU,
     )
     assert found.test_images == 30
     text = "\n".join(found.notes)
@@ -105,11 +117,14 @@ def test_gaps_in_labels_are_said():
     assert "class not seen in training: all wrong" in text
     assert "of a category not seen in training" in text
     assert found.linear["colour"].accuracy.value < 0.95
+    named = tallies["kNN colour"]
+    assert named.images == tuple(f"{b}-{i}" for b, n in ((0, 20), (1, 10)) for i in range(1, n))
+    assert named.value == pytest.approx(found.knn["colour"].value, abs=1e-6)
 
 
 def test_tasks_choose_and_labels_are_checked():
     config = CONFIG.model_copy(update={"tasks": ["spectrum"], "labels": []})
-    found = evaluate(Colours(), pictures(20, 0), pictures(20, 1), config, CPU)
+    found, _ = evaluate(Colours(), pictures(20, 0), pictures(20, 1), config, CPU)
     assert not found.linear and not found.knn and found.segmentation is None
     wrong = CONFIG.model_copy(update={"labels": ["shape"]})
     with pytest.raises(ValueError, match="'shape': no record"):

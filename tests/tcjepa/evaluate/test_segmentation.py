@@ -24,7 +24,7 @@ def dataset(count: int, seed: int, spread: float = 0.05):
 
 
 def run(train, test, seeds=2) -> SegmentationResult:
-    return segment(*train, *test, classes=NAMES, config=FAST, seeds=seeds)
+    return segment(*train, *test, classes=NAMES, config=FAST, seeds=seeds)[0]
 
 
 def test_patches_that_tell_their_class_are_segmented():
