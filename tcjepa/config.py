@@ -64,6 +64,15 @@ TEXT_KEYS = (
     "data.min_caption_quality",
     "data.noise",
 )
+#: Keys that change nothing but where a JEPA is trained.
+JEPA_KEYS = (
+    "masks",
+    "model.predictor",
+    "model.prediction_loss",
+    "model.text",
+    "train.ema",
+    "train.final_ema",
+)
 
 
 class EvaluationSection(EvaluateConfig):
@@ -148,19 +157,29 @@ class TrainConfig(Settings):
                 "columns to probe, evaluate.folder or evaluate.train_tars; or set "
                 "train.probe_every=0"
             )
-        text = self.model.text
+        text = self.model.text if self.train.objective == "jepa" else None
         if self.train.attention_every and (text is None or text.conditioning != "word_attention"):
             raise ValueError(
                 f"train.attention_every={self.train.attention_every} needs a predictor that "
-                "attends to words: model.text.conditioning=word_attention; or set "
-                "train.attention_every=0"
+                "attends to words: train.objective=jepa and model.text.conditioning="
+                "word_attention; or set train.attention_every=0"
             )
-        if self.model.text is not None and self.data.captions_per_image < 1:
+        if self.reads_captions and self.data.captions_per_image < 1:
+            reader, other = "model.text", ", or set model.text=null for I-JEPA"
+            if text is None:
+                reader, other = "train.objective=contrastive", ""
             raise ValueError(
-                "data.captions_per_image=0 leaves model.text without captions; set it to 1 or "
-                "more, or set model.text=null for I-JEPA"
+                f"data.captions_per_image=0 leaves {reader} without captions; set it to 1 or "
+                f"more{other}"
             )
         return self
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether the run needs a text encoder."""
+        if self.train.objective == "jepa":
+            return self.model.text is not None
+        return self.train.objective == "contrastive"
 
 
 def cached_in_run(config: TrainConfig) -> TrainConfig:
@@ -174,19 +193,43 @@ def cached_in_run(config: TrainConfig) -> TrainConfig:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return "key: old → new" for each key of two resolved configs that changes what is computed.
 
-    Both are `model_dump(mode="json")` of a `TrainConfig`; `TEXT_KEYS` count only with text
-    conditioning, and `FREE_KEYS` never do.
+    Both are `model_dump(mode="json")` of a `TrainConfig`. `FREE_KEYS` never count, and neither do
+    keys that neither run reads.
     """
-    before, after = flat(old), flat(new)
-    ignored: tuple[str, ...] = FREE_KEYS
-    if not old["model"]["text"] and not new["model"]["text"]:
-        ignored = (*FREE_KEYS, *TEXT_KEYS)
+    # Checkpoints from before there was a choice do not name their objective.
+    before = {"train.objective": "jepa", **flat(old)}
+    after = flat(new)
+    ignored = {*FREE_KEYS, *(set(unread_keys(old)) & set(unread_keys(new)))}
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key, "absent") != after.get(key, "absent")
         and not any(key == free or key.startswith(f"{free}.") for free in ignored)
     ]
+
+
+def unread_keys(config: dict[str, Any]) -> tuple[str, ...]:
+    """Return the keys and sections of a resolved config, as plain data, that its run never reads.
+
+    They depend on `train.objective` and on whether there is text.
+    """
+    objective = config["train"].get("objective", "jepa")
+    unread: tuple[str, ...] = () if objective == "jepa" else JEPA_KEYS
+    if objective != "supervised":
+        unread = (*unread, "train.labels")
+    if objective != "contrastive":
+        unread = (*unread, "model.contrastive")
+    if objective == "supervised" or (objective == "jepa" and not config["model"]["text"]):
+        unread = (*unread, *TEXT_KEYS)
+    return unread
+
+
+def method(config: dict[str, Any]) -> str:
+    """Return what a run of a resolved config, as plain data, trains the encoder with."""
+    objective: str = config["train"].get("objective", "jepa")
+    if objective == "jepa":
+        return "TC-JEPA" if config["model"]["text"] else "I-JEPA"
+    return objective
 
 
 def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

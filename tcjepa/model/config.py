@@ -119,6 +119,46 @@ class PredictorConfig(Settings):
         return width
 
 
+class ContrastiveConfig(Settings):
+    """The towers' ends and the temperature of `train.objective=contrastive` (CLIP, 2103.00020).
+
+    The text side is smaller than CLIP's: it reads the frozen word embeddings that TC-JEPA gets.
+    """
+
+    width: int = Field(
+        512,
+        gt=0,
+        description="of the space that both sides are projected to; CLIP's B/16 [features]",
+    )
+    text_width: int = Field(
+        512, gt=0, description="of the text side before that; CLIP's B/16: 512 [features]"
+    )
+    text_depth: int = Field(
+        0,
+        ge=0,
+        description="transformer layers over a caption's frozen word embeddings before they are "
+        "averaged; ours: 0, then a caption is the mean of its words; CLIP's own text encoder: 12 "
+        "[layers]",
+    )
+    temperature: float = Field(
+        0.07, ge=0.01, description="of the softmax at the start, then learned; CLIP [cosine]"
+    )
+
+    @property
+    def text_heads(self) -> int:
+        """Return the attention heads of the text side: one per 64 features, as in CLIP."""
+        return max(1, self.text_width // 64)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ContrastiveConfig:
+        if self.text_depth and self.text_width % self.text_heads:
+            raise ValueError(
+                f"text_width={self.text_width} is not divisible by its {self.text_heads} heads "
+                "(one per 64 features); take a multiple of 64"
+            )
+        return self
+
+
 class ModelConfig(Settings):
     """Encoder, predictor and loss; defaults are the paper's for ViT-B/16."""
 
@@ -150,6 +190,10 @@ class ModelConfig(Settings):
         default_factory=TextConditioning,
         description="text conditioning of the predictor; null gives I-JEPA",
     )
+    contrastive: ContrastiveConfig = Field(
+        default_factory=ContrastiveConfig,
+        description="what train.objective=contrastive adds to the encoder; not read otherwise",
+    )
 
     @model_validator(mode="after")
     def _buildable(self) -> ModelConfig:
@@ -176,4 +220,4 @@ class ModelConfig(Settings):
         return self
 
 
-__all__ = ["ModelConfig", "PredictorConfig", "TextConditioning"]
+__all__ = ["ContrastiveConfig", "ModelConfig", "PredictorConfig", "TextConditioning"]

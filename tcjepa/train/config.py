@@ -17,9 +17,25 @@ PUBLISHED_BATCH = 2048
 PUBLISHED_WARMUP_SHARE = 0.2
 
 
+#: What trains the encoder: the method, or one of the two baselines it is compared with.
+Objective = Literal["jepa", "supervised", "contrastive"]
+
+
 class TrainSection(Settings):
     """How the model is optimised, watched and saved (config section `train`)."""
 
+    objective: Objective = Field(
+        "jepa",
+        description="what trains the encoder: jepa (TC-JEPA, or I-JEPA with model.text=null), or a "
+        "baseline by the same loop: supervised (cross-entropy of train.labels) or contrastive "
+        "(images and captions as in CLIP, arXiv 2103.00020). Baselines see all patches and keep no "
+        "average, so masks, model.predictor, model.text and train.ema are not read",
+    )
+    labels: list[str] = Field(
+        [],
+        description="columns of the shard index that train.objective=supervised classifies, a "
+        "linear head each: text or whole numbers, such as colour or meta.colour",
+    )
     batch: int = Field(
         PUBLISHED_BATCH, ge=1, description="batch of one optimizer step, all ranks; METHOD [images]"
     )
@@ -175,7 +191,25 @@ class TrainSection(Settings):
                 f"train.micro_batch={self.micro_batch} is larger than "
                 f"train.batch={self.batch}; lower it or set it to null"
             )
+        self._check_objective()
         return self
+
+    def _check_objective(self) -> None:
+        if self.objective == "supervised" and not self.labels:
+            raise ValueError(
+                "train.objective=supervised needs train.labels=[…], the columns to classify"
+            )
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"train.labels={self.labels} names a column twice; name each once")
+        if self.objective == "contrastive" and self.batch < 2:
+            raise ValueError("train.batch=1 has no other image to contrast with; raise it")
+        if self.objective == "contrastive" and self.micro_batch is not None:
+            raise ValueError(
+                f"train.micro_batch={self.micro_batch}: with train.objective=contrastive every "
+                "image of the batch is a negative of every other, so gradients of parts do not add "
+                "up to the batch's; set train.micro_batch=null, and to save memory "
+                "train.activation_checkpointing=true or more ranks"
+            )
 
 
 def _below(small: str, value: float, large: str, limit: float) -> None:
