@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.settings import Settings
+from pipeline.sources.scenes.vocabulary import SHAPES, SIZES, TEXTURES
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -84,6 +85,16 @@ class ScenesConfig(Settings):
     )
     min_side: int = Field(96, ge=32, le=512, description="smallest image side [px]")
     max_side: int = Field(320, ge=32, le=512, description="largest image side [px]")
+    max_objects: int = Field(5, ge=1, le=5, description="most objects of a scene [objects]")
+    shapes: list[str] = Field(
+        list(SHAPES), min_length=2, description="what objects can be: of the eight, at least two"
+    )
+    sizes: list[str] = Field(
+        list(SIZES), min_length=1, description="how large they can be: of small, medium, large"
+    )
+    textures: list[str] = Field(
+        list(TEXTURES), min_length=1, description="how they can be painted: of the six"
+    )
     captions: CaptionShares = Field(
         default_factory=CaptionShares, description="kinds of alt text in the train split"
     )
@@ -91,6 +102,19 @@ class ScenesConfig(Settings):
         default_factory=UrlFaultShares, description="misbehaving URLs in the train split"
     )
     slow_seconds: float = Field(0.2, ge=0.0, le=600.0, description="delay of a slow URL [s]")
+
+    @field_validator("shapes", "sizes", "textures")
+    @classmethod
+    def _of_the_vocabulary(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        known = {"shapes": SHAPES, "sizes": SIZES, "textures": TEXTURES}[str(info.field_name)]
+        for name in value:
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} does not exist in this world; known: {', '.join(known)}"
+                )
+        if len(set(value)) < len(value):
+            raise ValueError("a name is listed twice")
+        return value
 
     @model_validator(mode="after")
     def _sides_in_order(self) -> Self:

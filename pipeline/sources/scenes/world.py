@@ -16,7 +16,6 @@ from pipeline.sources.scenes.vocabulary import (
     BACKGROUNDS,
     SHAPES,
     SIZES,
-    TEXTURES,
     UNMARKED,
     Outline,
     contrasting_colours,
@@ -25,7 +24,6 @@ from pipeline.sources.scenes.vocabulary import (
 Split = Literal["train", "test"]
 Relation = tuple[int, str, int]  # subject and object are positions in `Scene.objects`
 
-MAX_OBJECTS: Final = 5
 _MAX_TURN: Final = math.radians(20)  # more would turn an upright cross into an x
 _LARGEST_ASPECT: Final = 1.8
 _PLACEMENT_TRIES: Final = 10
@@ -34,8 +32,6 @@ _MAP_SIDE: Final = 64  # longer side of the map on which visible areas are count
 
 _PALETTES: Final = {name: contrasting_colours(name) for name in BACKGROUNDS}
 _BACKGROUND_NAMES: Final = tuple(BACKGROUNDS)
-_SHAPE_NAMES: Final = tuple(SHAPES)
-_SIZE_NAMES: Final = tuple(SIZES)
 _CROWDED_SIZES: Final = ("small", "small", "medium")
 
 
@@ -113,7 +109,7 @@ def scene(config: ScenesConfig, split: Split, index: int) -> Scene:
     draw = stream(config.seed, split, index, "scene")
     width, height = _image_size(config, draw)
     background = draw.choice(_BACKGROUND_NAMES)
-    placed = _place_objects(draw, width, height, _PALETTES[background])
+    placed = _place_objects(config, draw, width, height, _PALETTES[background])
     objects, hidden = _measure_visible(placed, width, height)
     return Scene(
         seed=config.seed,
@@ -134,19 +130,20 @@ def _image_size(config: ScenesConfig, draw: random.Random) -> tuple[int, int]:
 
 
 def _place_objects(
-    draw: random.Random, width: int, height: int, palette: list[str]
+    config: ScenesConfig, draw: random.Random, width: int, height: int, palette: list[str]
 ) -> list[SceneObject]:
-    """Place 1 to 5 objects; where the image is full, fewer than drawn."""
-    wanted = draw.randint(1, MAX_OBJECTS)
-    sizes = _SIZE_NAMES if wanted <= 3 else _CROWDED_SIZES
+    """Place 1 to `max_objects` objects; where the image is full, fewer than drawn."""
+    wanted = draw.randint(1, config.max_objects)
+    crowded = [size for size in _CROWDED_SIZES if size in config.sizes]
+    sizes = crowded if wanted > 3 and crowded else config.sizes
     objects: list[SceneObject] = []
     discs: list[tuple[float, float, float]] = []  # centre x, y and radius [px]
     named: set[tuple[str, str]] = set()
     for _ in range(wanted):
-        name = (draw.choice(_SHAPE_NAMES), draw.choice(palette))
+        name = (draw.choice(config.shapes), draw.choice(palette))
         if name in named:  # "the red star" must mean one object
             continue
-        size, texture = draw.choice(sizes), draw.choice(TEXTURES)
+        size, texture = draw.choice(sizes), draw.choice(config.textures)
         radius = draw.uniform(*SIZES[size]) * min(width, height) / 2
         tilt = draw.uniform(-_MAX_TURN, _MAX_TURN)
         outline = _turn(SHAPES[name[0]], tilt) * radius

@@ -14,6 +14,8 @@ from pipeline.sources.scenes import ScenesConfig
         ({"min_side": 200, "max_side": 100}, "min_side 200 is larger than max_side 100"),
         ({"captions": {"wrong": 0.5}}, "captions.wrong: unknown key"),
         ({"port": 0}, "port"),
+        ({"shapes": ["star", "hart"]}, "shapes.*'hart' does not exist in this world.*heart"),
+        ({"textures": ["plain", "plain"]}, "textures.*listed twice"),
     ],
 )
 def test_impossible_worlds_are_refused_by_key(data: dict[str, object], message: str) -> None:

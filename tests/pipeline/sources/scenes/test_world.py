@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,6 +42,22 @@ def test_the_world_is_as_rich_as_promised() -> None:
     lengths = [side for s in seen for side in (s.width, s.height)]
     assert min(lengths) >= 96 and max(lengths) <= 320
     assert {s.width > s.height for s in seen} == {True, False}
+
+
+def some_of(names: Any, least: int = 1) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(sorted(names)), min_size=least, unique=True)
+
+
+@given(st.integers(1, 5), some_of(SHAPES, 2), some_of(SIZES), some_of(TEXTURES), indices)
+def test_a_simpler_world_has_only_what_was_asked_for(
+    most: int, shapes: list[str], sizes: list[str], textures: list[str], index: int
+) -> None:
+    config = ScenesConfig(max_objects=most, shapes=shapes, sizes=sizes, textures=textures)
+    objects = scene(config, "train", index).objects
+    assert 1 <= len(objects) <= most
+    assert {o.shape for o in objects} <= set(shapes)
+    assert {o.size for o in objects} <= set(sizes)
+    assert {o.texture for o in objects} <= set(textures)
 
 
 def test_labels_are_balanced() -> None:
