@@ -34,6 +34,7 @@ from pipeline.sources.row import (
     clean_captions,
     clean_text,
     is_null,
+    split_error,
 )
 from pipeline.sources.tables import Layout, check_columns, expand, file_mark
 from pipeline.sources.tar import Member, Sample, open_tar, samples
@@ -61,6 +62,9 @@ class WebdatasetConfig(Settings):
         [], description="sidecar columns or JSON keys to carry into the shards"
     )
     split: str = Field("train", pattern=SPLIT_PATTERN, description="split of all images")
+    split_column: str | None = Field(
+        None, description="sidecar column or JSON key of each image's split; null: `split` for all"
+    )
     max_member_bytes: int = Field(
         64 << 20, ge=1, description="larger images in the tars are refused unread [bytes]"
     )
@@ -131,6 +135,7 @@ class WebdatasetSource:
     def _check_sidecar(self, path: str) -> None:
         config = self.config
         wanted = [config.url_column, *config.caption_columns, *config.keep_columns]
+        wanted += [config.split_column] if config.split_column else []
         check_columns(path, Layout("parquet"), list(dict.fromkeys(wanted)))
 
     def _tar_rows(self, tar: str) -> list[Row]:
@@ -172,7 +177,7 @@ class WebdatasetSource:
             except (ValueError, RecursionError):
                 error = "malformed_row"
         row = self._row(tar, sample.key or "", entry, captions)
-        row["row_error"] = error
+        row["row_error"] = error = error or row["row_error"]
         if error is None and image is not None:
             row["stored"] |= {"offset": image.offset, "size": image.size}
         return row
@@ -182,12 +187,16 @@ class WebdatasetSource:
         named = [clean_captions(entry.get(name)) for name in config.caption_columns]
         pooled = [text for texts in [*named, captions] for text in texts]
         url = entry.get(config.url_column)
+        split = config.split
+        if config.split_column is not None and entry:
+            given = entry.get(config.split_column)
+            split = "" if is_null(given) else as_text(given)
         place = f"{PurePosixPath(tar).name}/{key}"
         return {
             "url": clean_text(place if is_null(url) else as_text(url)),
             "captions": list(dict.fromkeys(pooled)),
-            "split": config.split,
-            "row_error": None,
+            "split": split,
+            "row_error": split_error(split),
             "stored": {
                 "tar": tar,
                 "key": clean_text(key),

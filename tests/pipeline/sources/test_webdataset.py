@@ -79,6 +79,23 @@ def test_rows_of_members(tmp_path: Path, image: Image) -> None:
     ]
 
 
+def test_a_column_names_each_images_split(tmp_path: Path, image: Image) -> None:
+    splits = {"a": "train", "b": "test", "c": "../up", "d": None}
+    write(
+        tmp_path / "00000.tar",
+        [{"__key__": key, "jpg": image(), "json": {"part": name}} for key, name in splits.items()],
+    )
+    entries = [{"key": k, "status": "success", "part": v, "url": k} for k, v in splits.items()]
+    expected = [("train", None), ("test", None), ("../up", "bad_split"), ("", "bad_split")]
+    for listed in (False, True):
+        if listed:
+            sidecar(tmp_path / "00000.tar", entries)
+        found = source(tmp_path / "*.tar", split_column="part", caption_columns=["url"]).rows()
+        assert [(row["split"], row["row_error"]) for row in found] == expected
+    with pytest.raises(ConfigError, match="no column 'prt'; did you mean 'part'"):
+        source(tmp_path / "*.tar", split_column="prt", caption_columns=["url"]).check()
+
+
 def test_rows_of_a_sidecar_keep_the_failed_ones_without_opening_the_tar(tmp_path: Path) -> None:
     tar = tmp_path / "00000.tar"
     tar.write_bytes(b"never read")
