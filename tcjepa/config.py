@@ -62,6 +62,7 @@ TEXT_KEYS = (
     "data.caption_sampling",
     "data.caption_sources",
     "data.min_caption_quality",
+    "data.min_caption_agreement",
     "data.noise",
 )
 #: Keys that change nothing but where a JEPA is trained.
@@ -93,8 +94,21 @@ class EvaluationSection(EvaluateConfig):
     test_tars: str | None = Field(None, description="the tars to test on, likewise")
     train_split: str = Field("train", description="split that the probes learn on")
     test_split: str = Field("test", description="split that they are tested on")
-    text_gain_images: int = Field(
-        512, ge=0, description="test images for the text gain; 0: leave it out [images]"
+    captioned_images: int = Field(
+        2000,
+        ge=2,
+        description="first images of the test split that agreement and grounding look at; they are "
+        "held in memory [images]",
+    )
+    captions_per_image: int | None = Field(
+        None,
+        ge=1,
+        description="captions shown there of an image; null: data.captions_per_image [captions]",
+    )
+    caption_sources: list[str] | None = Field(
+        None,
+        description="only captions from these sources there, whatever their quality; null: "
+        "data.caption_sources",
     )
 
     @property

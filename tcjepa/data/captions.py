@@ -18,19 +18,21 @@ _NEVER: Final = 1e12  # later than any clock of a larger rate: draws end 2⁻⁵
 
 
 def eligible(captions: Sequence[Caption], config: DataConfig) -> list[int]:
-    """Return the numbers of the captions that `caption_sources` and `min_caption_quality` admit.
+    """Return the numbers of the captions that `caption_sources` and the score thresholds admit.
 
-    A caption without a quality score is admitted: nobody judged it.
+    A caption without a score is admitted: nobody judged it.
     """
-    sources, least = config.caption_sources, config.min_caption_quality
-    if sources is None and least is None:
+    sources = config.caption_sources
+    least = {"quality": config.min_caption_quality, "agreement": config.min_caption_agreement}
+    asked = [(name, value) for name, value in least.items() if value is not None]
+    if sources is None and not asked:
         return list(range(len(captions)))
     numbers = []
     for number, caption in enumerate(captions):
         if sources is not None and not any(fnmatchcase(caption["source"], s) for s in sources):
             continue
-        quality = caption["scores"].get("quality")
-        if least is not None and quality is not None and quality < least:
+        scores = ((caption["scores"].get(name), value) for name, value in asked)
+        if any(score is not None and score < value for score, value in scores):
             continue
         numbers.append(number)
     return numbers

@@ -45,6 +45,9 @@ class DataConfig(Settings):
     min_caption_quality: Share | None = Field(
         None, description="captions with a lower quality score are left out; unscored ones stay"
     )
+    min_caption_agreement: Share | None = Field(
+        None, description="the same by the agreement score, which sees single false words"
+    )
     caption_sources: list[str] | None = Field(
         None, description='only captions from these sources, e.g. [alt, "annotations:*"]'
     )

@@ -75,6 +75,11 @@ def test_eligible() -> None:
     ]
     assert eligible(captions, config_of()) == [0, 1, 2, 3]
     assert eligible(captions, config_of(min_caption_quality=0.5)) == [1, 2, 3]
+    for item, agreement in zip(captions, (0.9, 0.1, None, 0.6), strict=True):
+        item["scores"]["agreement"] = agreement
+    assert eligible(captions, config_of(min_caption_agreement=0.6)) == [0, 2, 3]
+    both = config_of(min_caption_agreement=0.6, min_caption_quality=0.5)
+    assert eligible(captions, both) == [2, 3]
     assert eligible(captions, config_of(caption_sources=["alt"])) == [0]
     assert eligible(captions, config_of(caption_sources=["annotations:*", "alt"])) == [0, 1, 2]
     assert choose(captions, config_of(caption_sources=["nobody"]), 0, 0, "u") == []
