@@ -153,7 +153,7 @@ def report(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "quick": quick,
         "hardware": {
-            "cpu": _cpu(),
+            "cpu": cpu_name(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
             "gpu": gpu,
@@ -168,7 +168,8 @@ def report(
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """Return the processor's name."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -9,8 +9,17 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pipeline.timing import cpu_name
 from tcjepa.train.config import TrainSection
 from tcjepa.train.distributed import World
+
+
+def described(device: torch.device) -> str:
+    """Return what a process on `device` runs on, such as "NVIDIA H100 80GB HBM3, 16 cores"."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # absent on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return f"{name}, {cores} core{'s' * (cores != 1)}"
 
 
 def uses_bf16(config: TrainSection, device: torch.device) -> bool:
@@ -47,4 +56,4 @@ def set_threads(config: TrainSection, world: World) -> None:
     torch.set_num_threads(config.threads or max(1, (cores or 1) // world.local_size))
 
 
-__all__ = ["autocast", "keep_fp32", "set_threads", "uses_bf16"]
+__all__ = ["autocast", "described", "keep_fp32", "set_threads", "uses_bf16"]

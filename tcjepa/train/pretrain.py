@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from pipeline.storage import Directory
 from tcjepa.config import TrainConfig
 from tcjepa.evaluate.tally import TALLIES_FILE, to_bytes
 from tcjepa.evaluation import evaluate_checkpoint, table, to_json
-from tcjepa.train import checkpoint, distributed
+from tcjepa.train import checkpoint, distributed, hardware
 from tcjepa.train.checkpoint import Checkpoint
 from tcjepa.train.distributed import World
 from tcjepa.train.loop import Ending, train
@@ -44,13 +45,19 @@ def evaluate_found(found: Checkpoint, config: TrainConfig) -> None:
     """Evaluate a checkpoint, print the table, and keep results and tallies in the run's directory.
 
     `evaluation.json` is of the newest checkpoint; the results of an older one have its name in
-    theirs. `config` is the checkpoint's, but for the keys that an evaluation may change.
+    theirs. They say what they were made on, and the time that training and evaluation took
+    [minutes]. `config` is the checkpoint's, but for the keys that an evaluation may change.
     """
-    device = distributed.pick_device(config.train.device)
+    device, began = distributed.pick_device(config.train.device), time.monotonic()
     results, tallies = evaluate_checkpoint(found, config, device)
     print(table(results, config))
     settings = config.evaluate.model_dump(mode="json")
-    content = {**to_json(results, found.step), "settings": settings}
+    content = {
+        **to_json(results, found.step),
+        "settings": settings,
+        "hardware": hardware.described(device),
+        "minutes": found.minutes + (time.monotonic() - began) / 60,
+    }
     directory = Directory(config.run)
     newest = checkpoint.names(directory)[-1:] in ([], [checkpoint.name_of(found.step)])
     name, tallies_name = EVALUATION_FILE, TALLIES_FILE
