@@ -1,15 +1,13 @@
 """Evaluate a run's target encoder beside an untrained one of the same architecture.
 
-Probes learn on one split of the shards (or of an image folder) and are tested on another. The text
-gain is measured on the test split of the shards: the prediction loss with captions swapped between
-images minus the loss with the right ones.
+Probes learn on one split of the shards (or of an image folder) and are tested on another. Agreement
+and grounding, which need captions, are measured on the test split of the shards.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,23 @@ from torch import Tensor, nn
 from pipeline.settings import ConfigError
 from tcjepa import keyed
 from tcjepa.config import EvaluationSection, TrainConfig
+from tcjepa.data.captions import choose
 from tcjepa.data.config import DataConfig, worker_count
 from tcjepa.data.folder import ImageFolder
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.labelled import Source, labelled
-from tcjepa.data.loader import make_loader
 from tcjepa.data.segmented import SegmentationFolder
 from tcjepa.data.tars import LabelledTars
+from tcjepa.evaluate.captioned import CaptionedImages
 from tcjepa.evaluate.features import LabelError
 from tcjepa.evaluate.report import EvaluationResult, format_table
 from tcjepa.evaluate.runner import evaluate
 from tcjepa.evaluate.tally import Tally
+from tcjepa.evaluate.text_path import TEXT_TASKS, Found, with_text_path, without_text_path
 from tcjepa.model.jepa import TCJEPA, normalise
 from tcjepa.noise import NoiseConfig
-from tcjepa.text import open_text_encoder
-from tcjepa.train import monitors
+from tcjepa.text import TextEncoder, open_text_encoder
 from tcjepa.train.checkpoint import Checkpoint
-from tcjepa.train.distributed import World
-from tcjepa.train.inputs import InputMaker, Inputs
 
 #: An image folder without train/ and test/ of its own gives every fifth image to the test set.
 _FOLDER_TEST_SHARE = 0.2
@@ -161,54 +158,70 @@ def evaluate_checkpoint(
     text = open_text_encoder(config.text) if config.model.text else None
     torch.manual_seed(config.train.seed)
     model = TCJEPA(config.model, text.width if text else None).to(device)
-    untrained, chance = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
+    add = _text_path(model, text, config, device)
+    untrained, chance = add(evaluate_encoder(model.target_encoder, sets, config.evaluate, device))
     model.load_state_dict(checkpoint.model)
-    trained, tallies = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
-    if text is not None and config.evaluate.text_gain_images and not config.evaluate.is_elsewhere:
-        world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
-        gain = text_gain(model, config, world)
-        trained = dataclasses.replace(trained, text_gain=gain)
+    trained, tallies = add(evaluate_encoder(model.target_encoder, sets, config.evaluate, device))
     named = {f"{TRAINED}/{name}": tally for name, tally in tallies.items()}
     named |= {f"{UNTRAINED}/{name}": tally for name, tally in chance.items()}
     return {TRAINED: trained, UNTRAINED: untrained}, named
 
 
-def text_gain(model: TCJEPA, config: TrainConfig, world: World) -> float:
-    """Return a model's text gain on the test split, captions as they are (no noise added).
-
-    Masks are a function of the seed. Raises `ConfigError` if the split has fewer than two images.
-    """
-    data = _without_selection(config.evaluate, config.data, config.evaluate.test_split)
-    index = ShardIndex.open(data)
-    images = min(config.evaluate.text_gain_images, len(index))
-    if images < 2:
-        raise ConfigError(
-            f"evaluate.test_split={data.split} has {len(index)} images: no captions to swap; set "
-            "evaluate.text_gain_images=0"
-        )
-    if config.evaluate.batch < 2:
-        raise ConfigError(
-            "evaluate.batch=1: captions are swapped within a batch; set it to 2 or more, or "
-            "evaluate.text_gain_images=0"
-        )
-    steps = -(-images // config.evaluate.batch)
-    batch = images // steps
-    section = config.train.model_copy(update={"batch": batch, "micro_batch": None})
-    maker = InputMaker(
-        config.model_copy(update={"train": section}),
-        model.encoder.shape.grid,
-        world,
-        open_text_encoder(config.text),
+def _text_path(
+    model: TCJEPA, text: TextEncoder | None, config: TrainConfig, device: torch.device
+) -> Callable[[Found], Found]:
+    """Return what adds the text tasks of the model, as it then is, to a result and its tallies."""
+    section = config.evaluate
+    if not set(section.tasks).intersection(TEXT_TASKS):
+        return lambda found: found
+    if text is None:
+        return lambda found: without_text_path(found, section, "the model reads no captions")
+    if section.is_elsewhere:
+        return lambda found: without_text_path(found, section, "these images have no captions")
+    shown = captioned_images(config)
+    return lambda found: with_text_path(
+        found, model, text, shown, masks=config.masks, config=section, device=device
     )
-    loader = make_loader(index, data, seed=config.train.seed, global_batch=batch, steps=steps)
 
-    def held() -> Iterator[Inputs]:
-        for step, loaded in enumerate(loader):
-            for inputs, _ in maker.micro_batches(loaded, step):
-                yield inputs
 
-    model.eval()
-    return monitors.measure(model, held())["monitor/text_gain"]
+def captioned_images(config: TrainConfig) -> CaptionedImages:
+    """Return the first images of the test split with the captions that they are shown with.
+
+    Those are a function of the uid, the same for all models that are shown as many from the same
+    sources: neither noise nor a selection by quality, which training may have, is applied. Raises
+    `ConfigError` if the shards or the split is missing.
+    """
+    section = config.evaluate
+    data = _without_selection(section, config.data, section.test_split).model_copy(
+        update={
+            "captions_per_image": section.captions_per_image or config.data.captions_per_image,
+            "caption_sources": section.caption_sources or config.data.caption_sources,
+            "caption_sampling": "uniform",
+            "min_caption_quality": None,
+            "min_caption_agreement": None,
+        }
+    )
+    index = ShardIndex.open(data)
+    most = min(section.captioned_images, section.max_test or len(index), len(index))
+    images, samples = [], []
+    for pixels, _, read in labelled(
+        index, section.image_size, section.batch, data, worker_count(data)
+    ):
+        images.append(pixels)
+        samples += read
+        if len(samples) >= most:
+            break
+    samples = samples[:most]
+    chosen = [choose(sample["captions"], data, 0, 0, sample["uid"]) for sample in samples]
+    return CaptionedImages(
+        uids=tuple(sample["uid"] for sample in samples),
+        images=torch.cat(images)[:most],
+        captions=[
+            [sample["captions"][number] for number in numbers]
+            for sample, numbers in zip(samples, chosen, strict=True)
+        ],
+        records=[record(sample) for sample in samples],
+    )
 
 
 def table(results: dict[str, EvaluationResult], config: TrainConfig) -> str:
@@ -242,11 +255,11 @@ def _without_selection(config: EvaluationSection, data: DataConfig, split: str) 
 
 __all__ = [
     "LabelledSet",
+    "captioned_images",
     "evaluate_checkpoint",
     "evaluate_encoder",
     "evaluation_sets",
     "record",
     "table",
-    "text_gain",
     "to_json",
 ]

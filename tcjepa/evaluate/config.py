@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.settings import Settings
 
-Task = Literal["linear", "few_shot", "knn", "segmentation", "spectrum"]
+Task = Literal["linear", "few_shot", "knn", "segmentation", "spectrum", "agreement", "grounding"]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -60,9 +60,11 @@ class EvaluateConfig(Settings):
         [], description="what to classify: index columns or meta keys; [] takes a folder's classes"
     )
     tasks: list[Task] = Field(
-        ["linear", "few_shot", "knn", "segmentation", "spectrum"],
+        ["linear", "few_shot", "knn", "segmentation", "spectrum", "agreement", "grounding"],
         min_length=1,
-        description="what to measure",
+        description="what to measure; agreement (prediction error with right, swapped and no "
+        "captions) and grounding (is a patch most like a word where the word's object is) need "
+        "captioned shards and a model that reads captions",
     )
     image_size: int = Field(224, ge=16, description="side of the centre crop [pixels]")
     batch: int = Field(128, ge=1, description="images per encoder call [images]")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from tcjepa.evaluate import grounding
+from tcjepa.evaluate.agreement import AgreementResult
+from tcjepa.evaluate.grounding import GroundingResult
 from tcjepa.evaluate.linear import ProbeResult
 from tcjepa.evaluate.measure import Measure
 from tcjepa.evaluate.segmentation import SegmentationResult
@@ -30,9 +34,8 @@ class EvaluationResult:
     """Everything measured on one encoder; accuracies and IoU are shares in [0, 1].
 
     `linear` and `knn` have one entry per label, `few_shot` one per label and share, such as
-    "colour 1%". `text_gain` is a property of the predictor, so its
-    owner fills it in with `dataclasses.replace`: prediction loss with captions swapped between
-    images minus the loss with the right ones. `notes` are caveats a reader must know.
+    "colour 1%". `agreement` and `grounding` are of the predictor that was trained with the encoder
+    (see `text_path`). `notes` are caveats a reader must know.
     """
 
     train_images: int
@@ -41,9 +44,15 @@ class EvaluationResult:
     knn: dict[str, Measure]
     segmentation: SegmentationResult | None
     spectrum: SpectrumResult | None
-    text_gain: float | None = None
     few_shot: dict[str, ProbeResult] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    agreement: AgreementResult | None = None
+    grounding: GroundingResult | None = None
+
+    @property
+    def text_gain(self) -> float | None:
+        """Prediction error with captions of other images minus that with the right ones."""
+        return None if self.agreement is None else self.agreement.gain.value
 
     def to_json(self) -> str:
         """Return the result as indented JSON that `from_json` reads back unchanged."""
@@ -51,7 +60,10 @@ class EvaluationResult:
 
     @classmethod
     def from_json(cls, text: str) -> EvaluationResult:
-        """Return the result a JSON text holds; raises `ValueError` where it holds another thing."""
+        """Return the result a JSON text holds; raises `ValueError` where it holds another thing.
+
+        Tasks that an older version did not have are None.
+        """
         try:
             return _ADAPTER.validate_json(text)
         except ValidationError as error:
@@ -85,11 +97,17 @@ class Comparison:
 
 
 def measures(result: EvaluationResult) -> dict[str, Measure]:
-    """Return every measure that has a standard error, by its column name."""
+    """Return every share that has a standard error, by its column name."""
     found = {f"linear {name}": probe.accuracy for name, probe in result.linear.items()}
     found |= {f"few-shot {name}": probe.accuracy for name, probe in result.few_shot.items()}
     if result.segmentation is not None:
         found["mIoU"] = result.segmentation.miou
+    if result.grounding is not None:
+        found |= {
+            grounding.POINTING: result.grounding.pointing,
+            grounding.CHANCE: result.grounding.chance,
+            grounding.MIOU: result.grounding.miou,
+        }
     return found | {f"kNN {name}": value for name, value in result.knn.items()}
 
 
@@ -116,8 +134,9 @@ def comparison(a: EvaluationResult, b: EvaluationResult) -> list[Comparison]:
 def format_table(rows: Mapping[str, EvaluationResult]) -> str:
     """Return a plain-text table with one line per encoder; shares in percent, — where undefined.
 
-    `±` is one standard error: the larger of that over probe seeds and that of the test set. Notes
-    follow, each once per encoder.
+    `±` is one standard error: the larger of that over probe seeds and that of the test set.
+    Prediction error (with the right captions) and text gain are in the unit of Eq. 1, not in
+    percent. Notes follow, each once per encoder.
     """
     columns = _columns(list(rows.values()))
     head = ["encoder", *columns]
@@ -137,7 +156,8 @@ def _columns(results: Sequence[EvaluationResult]) -> dict[str, Callable[[Evaluat
     columns["effective rank"] = _rank
     if any(result.spectrum and result.spectrum.lidar is not None for result in results):
         columns["LiDAR"] = _lidar
-    columns["text gain"] = _gain
+    columns["prediction error"] = lambda result: _error(result, "right")
+    columns["text gain"] = lambda result: _error(result, "gain")
     return columns
 
 
@@ -158,8 +178,11 @@ def _lidar(result: EvaluationResult) -> str:
     return _ABSENT if value is None else f"{value:.1f}"
 
 
-def _gain(result: EvaluationResult) -> str:
-    return _ABSENT if result.text_gain is None else f"{result.text_gain:.4f}"
+def _error(result: EvaluationResult, which: Literal["right", "gain"]) -> str:
+    if result.agreement is None:
+        return _ABSENT
+    measure = result.agreement.right if which == "right" else result.agreement.gain
+    return f"{measure.value:.4f} ± {measure.error:.4f}"
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

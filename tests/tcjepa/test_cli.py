@@ -162,7 +162,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 QUICK = (
     "evaluate.labels=[parity]",
-    "evaluate.tasks=[linear,knn,spectrum]",
+    "evaluate.tasks=[linear,knn,spectrum,agreement]",
     "evaluate.linear.epochs=2",
     "evaluate.linear.learning_rates=[0.01]",
     "evaluate.linear.weight_decays=[0.0]",
@@ -173,7 +173,7 @@ QUICK = (
 def test_pretraining_ends_with_a_table_and_its_json(trained: Path) -> None:
     content = json.loads((trained / "run" / "evaluation.json").read_text())
     assert content["step"] == 4
-    assert content["trained"]["text_gain"] is not None
+    assert content["trained"]["agreement"]["images"] == 20
     assert content["random weights"]["linear"].keys() == {"parity"}
     assert content["settings"]["labels"] == ["parity"]
     assert [record["step"] for record in read(trained / "run")] == [0, 1, 2, 3]

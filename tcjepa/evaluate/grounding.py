@@ -1,0 +1,343 @@
+"""Patch-word grounding: is the patch that is most like a word where the word's object is?
+
+Every patch-word similarity of the conditioner (`tcjepa.watch.attention`) is a map of where a word
+is. `tcjepa.evaluate.mentions` says which words name a known object and which patches show it.
+
+- Pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.2), at patch resolution: a word hits
+  if its map is largest on a patch of its object. Of several equally large patches each has its
+  share, so that a map that says nothing scores chance exactly.
+- Chance is the hit rate of a patch drawn evenly, for the same words: the object's share of the
+  patches. It is the mean IoU of a map that marks everything, too.
+- Another object: how often a map is largest on an object that its word does not name, where the
+  image has one that another word names. A map that finds objects, whatever the word, hits these as
+  often as its own: the specificity is the difference, of the same words.
+- Mean IoU of a map's patches above a threshold with the object's, each word counting alike. Maps
+  are scaled to [0, 1] each and one threshold serves all (Choe et al. 2020, arXiv 2001.07437,
+  section 3: it must be chosen on other images than it is tested on).
+
+There are eight ways to read a map (`READINGS`): patches as context or as targets, cosines or
+attention weights, mean of the conditioned layers or the last one. Half of the images, by a hash of
+the uid, chooses thresholds and the reading to be reported; the other half tests.
+
+Shapes: W mentions, R readings, P patches, n images; the others as in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tcjepa import keyed
+from tcjepa.evaluate.captioned import CaptionedImages, measured
+from tcjepa.evaluate.features import Prepare, frozen
+from tcjepa.evaluate.measure import Measure
+from tcjepa.evaluate.mentions import Mention, Mentions, find_mentions
+from tcjepa.evaluate.tally import Tally
+from tcjepa.model.jepa import TCJEPA, normalise
+from tcjepa.text import TextEncoder
+from tcjepa.watch.attention import Role, Tile, tiles_of
+
+Floats = NDArray[np.float32]
+
+_ROLES: Final[tuple[Role, ...]] = ("target", "context")
+_VALUES: Final = ("cosine", "attention")
+_LAYERS: Final = ("mean of layers", "last layer")
+#: Names of the ways to read a map, in the order of R. Of equally good ones the first is reported.
+READINGS: Final = tuple(map(", ".join, itertools.product(_ROLES, _VALUES, _LAYERS)))
+#: Thresholds tried on maps scaled to [0, 1].
+THRESHOLDS: Final = tuple(step / 50 for step in range(1, 50))
+POINTING, CHANCE, MIOU = "pointing game", "pointing game, chance", "grounding mIoU"
+OTHER, SPECIFICITY = "pointing game, another object", "pointing game, specificity"
+
+
+class NoGroundingError(ValueError):
+    """Grounding cannot be measured here; the message says why, for a note."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How well one way to read maps does; on the validation half what it was chosen by."""
+
+    pointing: float
+    miou: float
+    threshold: float
+    validation_pointing: float
+    validation_miou: float
+
+
+@dataclass(frozen=True)
+class GroundingResult:
+    """Scores of the reading that the validation half chose, on the test half; shares in [0, 1].
+
+    `other` and `specificity`, a difference, are None where no image has two objects with words.
+    `per_category` is the pointing game of each name. `left_out` counts names whose referent is
+    unknown or unseen, by reason, of both halves; a word is one occurrence of a name.
+    """
+
+    reading: str
+    threshold: float
+    pointing: Measure
+    chance: Measure
+    miou: Measure
+    other: Measure | None
+    specificity: Measure | None
+    per_category: dict[str, float]
+    readings: dict[str, Reading]
+    images: int
+    words: int
+    validation_words: int
+    left_out: dict[str, int]
+
+
+def ground(
+    model: TCJEPA,
+    text: TextEncoder,
+    test: CaptionedImages,
+    device: torch.device,
+    *,
+    batch: int,
+    prepare: Prepare = normalise,
+) -> tuple[GroundingResult, dict[str, Tally]]:
+    """Measure a model's grounding on test images; return it, and tallies by measure's name.
+
+    The model must attend to words. `batch` [images] go through it at a time. Tallies hold the
+    images of the test half that have a word. Raises `NoGroundingError` where one half has no word
+    whose object is known, `ValueError` as `find_mentions` does.
+    """
+    grid = model.encoder.shape.grid
+    mentions = find_mentions(test, text.spans_of, grid)
+    held = halves(test.uids)
+    if not mentions.annotated:
+        raise NoGroundingError("no test image with captions is annotated")
+    if len({bool(held[mention.image]) for mention in mentions.found}) < 2:
+        raise NoGroundingError(
+            f"{len(mentions.found)} words of {mentions.annotated} annotated test images name an "
+            "object whose place is known: too few for a validation and a test half"
+        )
+    maps = mention_maps(model, text, test, mentions.found, device, batch=batch, prepare=prepare)
+    return score(maps, mentions, test.uids)
+
+
+@torch.no_grad()
+def mention_maps(
+    model: TCJEPA,
+    text: TextEncoder,
+    test: CaptionedImages,
+    mentions: Sequence[Mention],
+    device: torch.device,
+    *,
+    batch: int,
+    prepare: Prepare = normalise,
+) -> Floats:
+    """Return the maps (W, R, P) of mentions, which must be in the order of images.
+
+    A name of several pieces has the mean of their cosines and the sum of their attention. Captions
+    of an image are shown together, as in training; `tiles_of` says how every patch gets both roles.
+    """
+    patches = model.encoder.shape.patches
+    maps = np.zeros((len(mentions), len(READINGS), patches), np.float32)
+    of_image = itertools.groupby(range(len(mentions)), lambda number: mentions[number].image)
+    grouped = [(image, list(own)) for image, own in of_image]
+    with frozen(model):
+        for start in range(0, len(grouped), batch):
+            part = grouped[start : start + batch]
+            rows = [image for image, _ in part]
+            words = [number for _, own in part for number in own]
+            where, share = _pieces([mentions[number] for number in words], rows)
+            where, share = where.to(device), share.to(device)
+            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                images = prepare(test.images[rows].to(device))
+                captions = text.encode(test.texts(rows), device)
+                total = torch.zeros(len(words), len(READINGS), patches, device=device)
+                times = torch.zeros(len(READINGS), patches, device=device)
+                for tile in tiles_of(model, images, captions):
+                    _add(total, times, tile, where, share)
+            maps[words] = (total / times).cpu().numpy()
+    return maps
+
+
+def score(
+    maps: Floats, mentions: Mentions, uids: Sequence[str]
+) -> tuple[GroundingResult, dict[str, Tally]]:
+    """Return result and tallies of maps (W, R, P) of the mentions in images `uids` (n).
+
+    Each half of the images must have a mention. Raises `ValueError` for maps that are not finite.
+    """
+    if not np.isfinite(maps).all():
+        raise ValueError("patch-word maps are not finite: the model has diverged")
+    found = mentions.found
+    truth = np.stack([mention.patches for mention in found])  # (W, P)
+    is_fitted = halves(uids)[[mention.image for mention in found]]
+    fitted, tested = np.flatnonzero(is_fitted), np.flatnonzero(~is_fitted)
+    hits, scaled = pointed(maps, truth), _scaled(maps)
+    best = int(hits[fitted].mean(axis=0).argmax())
+    thresholds, validation = _best_thresholds(scaled[fitted], truth[fitted])
+    overlaps = ious(scaled[tested], truth[tested], thresholds)
+    readings = {
+        name: Reading(*map(float, values))
+        for name, *values in zip(
+            READINGS,
+            hits[tested].mean(axis=0),
+            overlaps.mean(axis=0),
+            thresholds,
+            hits[fitted].mean(axis=0),
+            validation,
+            strict=True,
+        )
+    }
+    one = np.ones(len(tested))
+    own = [found[number] for number in tested]
+    others, has_others = _on_others(maps[tested, best], own)
+    sums = {
+        POINTING: (hits[tested, best], one),
+        CHANCE: (truth[tested].mean(axis=1), one),
+        MIOU: (overlaps[:, best], one),
+        OTHER: (others, has_others),
+        SPECIFICITY: ((hits[tested, best] - others) * has_others, has_others),
+    }
+    tallies = {name: _tally(own, uids, *values) for name, values in sums.items() if values[1].any()}
+    category = np.array([mention.category for mention in own])
+    result = GroundingResult(
+        reading=READINGS[best],
+        threshold=float(thresholds[best]),
+        pointing=measured(tallies[POINTING]),
+        chance=measured(tallies[CHANCE]),
+        miou=measured(tallies[MIOU]),
+        other=measured(tallies[OTHER]) if OTHER in tallies else None,
+        specificity=measured(tallies[SPECIFICITY]) if SPECIFICITY in tallies else None,
+        per_category={
+            str(name): float(hits[tested, best][category == name].mean())
+            for name in np.unique(category)
+        },
+        readings=readings,
+        images=len({mention.image for mention in own}),
+        words=len(tested),
+        validation_words=len(fitted),
+        left_out=dict(sorted(mentions.left_out.items())),
+    )
+    return result, tallies
+
+
+def halves(uids: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which images (n,) are of the validation half; a function of each uid."""
+    return np.array([keyed.draws(keyed.key("grounding half", uid), 1)[0] < 0.5 for uid in uids])
+
+
+def pointed(maps: Floats, truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return hits (W, R) in [0, 1] of maps (W, R, P) on the objects' patches (W, P)."""
+    largest = maps == maps.max(axis=2, keepdims=True)
+    return np.asarray((largest & truth[:, None]).sum(axis=2) / largest.sum(axis=2))
+
+
+def ious(
+    scaled: Floats, truth: NDArray[np.bool_], thresholds: float | NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return IoUs (W, R) of scaled maps (W, R, P) from a threshold, or one per reading, upwards."""
+    marked = scaled >= np.broadcast_to(thresholds, scaled.shape[1:2])[:, None]
+    both = (marked & truth[:, None]).sum(axis=2)
+    return np.asarray(both / (marked | truth[:, None]).sum(axis=2))
+
+
+def _scaled(maps: Floats) -> Floats:
+    """Return maps (W, R, P) scaled to [0, 1] each; 0 where a map is even."""
+    low = maps.min(axis=2, keepdims=True)
+    span = maps.max(axis=2, keepdims=True) - low
+    return np.asarray((maps - low) / np.where(span > 0, span, 1), np.float32)
+
+
+def _best_thresholds(
+    scaled: Floats, truth: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each reading's best threshold (R,) and its mean IoU (R,); the lowest of equals."""
+    tried = np.stack([ious(scaled, truth, each).mean(axis=0) for each in THRESHOLDS])
+    return np.array(THRESHOLDS)[tried.argmax(axis=0)], tried.max(axis=0)
+
+
+def _on_others(
+    maps: Floats, mentions: Sequence[Mention]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return per word (W,) its map's (W, P) mean hit on other named objects; 1 if there are any."""
+    named: dict[int, dict[str, NDArray[np.bool_]]] = {}
+    for mention in mentions:
+        named.setdefault(mention.image, {})[mention.category] = mention.patches
+    hits, has = np.zeros(len(mentions)), np.zeros(len(mentions))
+    for number, (own_P, mention) in enumerate(zip(maps, mentions, strict=True)):
+        objects = named[mention.image]
+        others = [patches for category, patches in objects.items() if category != mention.category]
+        if others:
+            on_each = pointed(
+                np.broadcast_to(own_P, (len(others), 1, len(own_P))), np.stack(others)
+            )
+            hits[number], has[number] = on_each.mean(), 1
+    return hits, has
+
+
+def _tally(
+    mentions: Sequence[Mention],
+    uids: Sequence[str],
+    values: NDArray[np.floating],
+    counts: NDArray[np.floating],
+) -> Tally:
+    """Return the tally of values and counts (W,) of words, by the images that have any."""
+    rows, place = np.unique([mention.image for mention in mentions], return_inverse=True)
+    sums = [np.bincount(place, each)[:, None] for each in (values, counts)]
+    return Tally.of_ratios([uids[row] for row in rows], *sums)
+
+
+def _pieces(mentions: Sequence[Mention], rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return where the K pieces of a batch's mentions are, and 1 / how many their mention has.
+
+    The former (4, K) int64: along B, N and S, and the number of the mention; the latter (K, 1).
+    """
+    row = {image: number for number, image in enumerate(rows)}
+    columns = [
+        (row[mention.image], mention.caption, piece, number)
+        for number, mention in enumerate(mentions)
+        for piece in mention.pieces
+    ]
+    shares = [1 / len(mention.pieces) for mention in mentions for _ in mention.pieces]
+    return torch.tensor(columns).T, torch.tensor(shares).unsqueeze(1)
+
+
+def _add(total: Tensor, times: Tensor, tile: Tile, where: Tensor, share: Tensor) -> None:
+    """Add a tile's similarities to `total` (W, R, P), and to `times` (R, P) who has got one."""
+    image, caption, piece, mention = where
+    cosines = [layer.cosine[image, caption, piece].float() * share for layer in tile.layers]
+    weights = [layer.weights[image, caption, piece].float() for layer in tile.layers]
+    reading = 0
+    for tokens in _ROLES:
+        patches, part = tile.role(tokens)
+        for each in (cosines, weights):  # (K, Q) per layer
+            for own in (torch.stack(each).mean(0), each[-1]):
+                of_word = total.new_zeros(len(total), len(patches))
+                of_word.index_add_(0, mention, own[:, part])
+                total[:, reading, patches] += of_word
+                times[reading, patches] += 1
+                reading += 1
+
+
+__all__ = [
+    "CHANCE",
+    "MIOU",
+    "OTHER",
+    "POINTING",
+    "READINGS",
+    "SPECIFICITY",
+    "THRESHOLDS",
+    "GroundingResult",
+    "NoGroundingError",
+    "Reading",
+    "ground",
+    "halves",
+    "ious",
+    "mention_maps",
+    "pointed",
+    "score",
+]
