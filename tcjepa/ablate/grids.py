@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import yaml
@@ -69,9 +69,15 @@ class Curve:
 
 
 def expand(
-    references: Mapping[str, Sequence[str]], grids: Sequence[GridConfig], common: Sequence[str]
+    references: Mapping[str, Sequence[str]],
+    grids: Sequence[GridConfig],
+    common: Sequence[str],
+    only: Mapping[str, Sequence[Scalar]] | None = None,
 ) -> list[Arm]:
     """Return the references, then the grids' arms in the order given, each once.
+
+    With `only` (axis or `GRID` -> values), the arms that have a place among these values, with
+    those places alone; their names are the ones that they have without it.
 
     Two combinations are one arm if `common` and their overrides say the same of everything that is
     read: at rate 0 all kinds of noise are alike, and I-JEPA reads no key of the text. Raises
@@ -86,7 +92,19 @@ def expand(
         places = tuple(dict.fromkeys(place for place, _ in alike))
         arms.append(Arm(_name(places), places, alike[0][1]))
     _check_names(arms)
-    return arms
+    return arms if not only else _selected(arms, only)
+
+
+def known_values(grids: Sequence[GridConfig]) -> dict[str, list[Scalar]]:
+    """Return every axis with its values on all grids, and `GRID` with the names of the grids."""
+    known: dict[str, list[Scalar]] = {GRID: [grid.name for grid in grids if grid.name]}
+    for grid in grids:
+        for place, _ in _combinations(grid):
+            for axis, value in place:
+                values = known.setdefault(axis, [])
+                if value not in values:
+                    values.append(value)
+    return known
 
 
 def curves(arms: Iterable[Arm], x: str) -> list[Curve]:
@@ -123,6 +141,20 @@ def _combinations(grid: GridConfig) -> Iterable[tuple[Place, tuple[str, ...]]]:
     for combination in itertools.product(*levels):
         place = (*own, *((axis, value) for axis, value, _ in combination))
         yield place, (*grid.set, *(key for _, _, keys in combination for key in keys))
+
+
+def _selected(arms: Sequence[Arm], only: Mapping[str, Sequence[Scalar]]) -> list[Arm]:
+    found = []
+    for arm in arms:
+        places = tuple(
+            place
+            for place in arm.places
+            if all(value in only.get(axis, (value,)) for axis, value in place)
+            and (GRID not in only or GRID in dict(place))
+        )
+        if places or not arm.places:
+            found.append(replace(arm, places=places))
+    return found
 
 
 def _label(text: str) -> Scalar:
@@ -169,7 +201,9 @@ def _meaning(overrides: Iterable[str]) -> frozenset[Any]:
         said[key] = _frozen(text)
     if said.get(f"{_NOISE}.rate", 1) == 0 or said.get(f"{_NOISE}.kind") == "none":
         said = _without(said, (_NOISE,)) | {_NOISE: None}
-    if said.get(_TEXT, "") is None and not any(key.startswith(f"{_TEXT}.") for key in said):
+    objective = said.get("train.objective", "jepa")
+    wordless = said.get(_TEXT, "") is None and not any(k.startswith(f"{_TEXT}.") for k in said)
+    if objective == "supervised" or (objective == "jepa" and wordless):
         said = _without(said, TEXT_KEYS)
     return frozenset(said.items())
 
@@ -202,4 +236,16 @@ def _check_names(arms: Sequence[Arm]) -> None:
             )
 
 
-__all__ = ["GRID", "Arm", "Curve", "GridConfig", "Place", "Scalar", "curves", "expand", "slug"]
+__all__ = [
+    "GRID",
+    "Arm",
+    "Curve",
+    "GridConfig",
+    "Place",
+    "Scalar",
+    "curves",
+    "expand",
+    "known_values",
+    "override",
+    "slug",
+]

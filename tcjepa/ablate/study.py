@@ -11,7 +11,18 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pipeline.settings import ConfigError, Settings, load
-from tcjepa.ablate.grids import Arm, Curve, GridConfig, Scalar, curves, expand, override, slug
+from tcjepa.ablate.grids import (
+    GRID,
+    Arm,
+    Curve,
+    GridConfig,
+    Scalar,
+    curves,
+    expand,
+    known_values,
+    override,
+    slug,
+)
 from tcjepa.config import TrainConfig
 
 
@@ -22,7 +33,7 @@ class RecoveryConfig(Settings):
     clean: str = Field(description="arm without noise")
     noisy: str = Field(description="arm with noise and no remedy")
     remedies: list[str] | None = Field(
-        None, description="arms whose share is asked for; null: every other arm of the grids"
+        None, description="arms whose share is asked for; null: every other arm of noisy's grid"
     )
 
 
@@ -32,9 +43,9 @@ class ReducedConfig(Settings):
     run: str | None = Field(None, description="local directory of the reduced study")
     base: str | None = Field(None, description="training config of the reduced study")
     set: list[str] = Field([], description="overrides of every arm, after those of the study")
-    only: dict[str, list[Scalar]] = Field(
-        {}, description="axis, or `grid` for the grids by name -> the values that stay"
-    )
+    shards: str | None = Field(None, description="shard directory of the reduced study")
+    constants: dict[str, Scalar] = Field({}, description="values of the study's constants")
+    only: dict[str, list[Scalar]] = Field({}, description="the study's `only`")
     references: list[str] | None = Field(None, description="the references that stay")
     seeds: list[int] | None = Field(None, min_length=1, description="the seeds")
     parallel: int | None = Field(None, ge=1, description="training runs at a time [processes]")
@@ -47,8 +58,8 @@ class StudyConfig(Settings):
     asks: str = Field("", description="the question, and the figure or table of a paper it repeats")
     base: str = Field(description="training config: a path, or a name in tcjepa/configs")
     shards: str | None = Field(None, description="shard directory; null: the base config's")
-    paths: dict[str, str] = Field(
-        {}, description="further shard directories, for use as ${paths.NAME} in overrides"
+    constants: dict[str, Scalar] = Field(
+        {}, description="values of your own, such as further shards, for use as ${constants.NAME}"
     )
     set: list[str] = Field([], description="key.sub=value overrides of every arm")
     axes: dict[str, list[Scalar] | dict[str, list[str]]] = Field(
@@ -56,6 +67,10 @@ class StudyConfig(Settings):
     )
     grids: list[GridConfig] = Field(
         [], description="grids that share references, seeds and the arms they have in common"
+    )
+    only: dict[str, list[Scalar]] = Field(
+        {},
+        description="axis, or `grid` for grids by name -> the values to run; the rest is left out",
     )
     x: str = Field(description="the axis that curves are drawn over; every grid has it")
     references: dict[str, list[str]] = Field(
@@ -97,7 +112,12 @@ class StudyConfig(Settings):
                 )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: a seed is listed twice")
-        names = [arm.name for arm in arms_of(self)]
+        known = known_values(self.all_grids)
+        for axis, values in self.only.items():
+            check_known("only", axis, list(known), "axes")
+            for value in values:
+                check_known(f"only.{axis}", value, known[axis], "values")
+        names = [arm.name for arm in expand(self.references, self.all_grids, self.set)]
         for key, name in self.named_arms():
             check_known(key, name, names, "arms")
         return self
@@ -129,13 +149,27 @@ class Trial:
 
 
 def arms_of(study: StudyConfig) -> list[Arm]:
-    """Return the reference arms, then every combination of the grids in the order given, once."""
-    return expand(study.references, study.all_grids, study.set)
+    """Return the reference arms, then the grids' that `only` admits, in their order, each once."""
+    return expand(study.references, study.all_grids, study.set, study.only)
 
 
 def curves_of(study: StudyConfig) -> list[Curve]:
     """Return the curves over `study.x`; an arm that grids share lies on the curves of each."""
     return curves(arms_of(study), study.x)
+
+
+def remedies_of(study: StudyConfig, recovery: RecoveryConfig) -> list[Arm]:
+    """Return the arms whose share of what noise took is asked for."""
+    arms = {arm.name: arm for arm in arms_of(study)}
+    if recovery.remedies is not None:
+        return [arms[name] for name in recovery.remedies]
+    grids = {dict(place).get(GRID) for place in arms[recovery.noisy].places}
+    return [
+        arm
+        for arm in arms.values()
+        if arm.name not in (recovery.clean, recovery.noisy)
+        and any(dict(place).get(GRID) in grids for place in arm.places)
+    ]
 
 
 def trials_of(study: StudyConfig) -> list[Trial]:
