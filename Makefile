@@ -11,7 +11,7 @@ STUDY  ?= tcjepa/ablate/studies/scenes.yaml
 # Further `key.sub=value` overrides of the command at hand.
 ARGS   ?=
 
-.PHONY: setup shards pretrain ablation test check bench clean
+.PHONY: setup shards pretrain ablation test check bench figures clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,10 @@ check: setup
 bench: setup
 	$(BIN)/python -m tcjepa bench
 	$(BIN)/python -m pipeline bench
+
+# Tables, numbers and plots of README and docs, from the files in docs/results.
+figures: setup
+	$(BIN)/python -m tcjepa.figures $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
