@@ -158,8 +158,9 @@ def evaluate_checkpoint(
     text = open_text_encoder(config.text) if config.model.text else None
     torch.manual_seed(config.train.seed)
     model = TCJEPA(config.model, text.width if text else None).to(device)
+    probed = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
     add = _text_path(model, text, config, device)
-    untrained, chance = add(evaluate_encoder(model.target_encoder, sets, config.evaluate, device))
+    untrained, chance = add(probed)
     model.load_state_dict(checkpoint.model)
     trained, tallies = add(evaluate_encoder(model.target_encoder, sets, config.evaluate, device))
     named = {f"{TRAINED}/{name}": tally for name, tally in tallies.items()}

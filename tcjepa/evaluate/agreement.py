@@ -83,8 +83,14 @@ def agree(
     right, swapped, none = errors.T
     values = {RIGHT: right, SWAPPED: swapped, NONE: none, GAIN: swapped - right}
     tallies = {name: Tally.of_values(shown.uids, own) for name, own in values.items()}
-    found = [measured(tally) for tally in tallies.values()]
-    return AgreementResult(*found, images=len(rows)), tallies
+    result = AgreementResult(
+        right=measured(tallies[RIGHT]),
+        swapped=measured(tallies[SWAPPED]),
+        none=measured(tallies[NONE]),
+        gain=measured(tallies[GAIN]),
+        images=len(rows),
+    )
+    return result, tallies
 
 
 @torch.no_grad()
@@ -110,7 +116,7 @@ def prediction_errors(
             with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
                 images = prepare(test.images[own].to(device))
                 both = text.encode([*test.texts(own), *test.texts(others)], device)
-                right, swapped = both.caption.split(len(own))
+                right, swapped = both.caption[: len(own)], both.caption[len(own) :]
                 texts = [
                     TextBatch(both.words, both.valid, caption)
                     for caption in (right, swapped, torch.full_like(right, -1))

@@ -48,7 +48,7 @@ class CaptionedImages:
 def measured(tally: Tally) -> Measure:
     """Return the measure of a tally of one group, with the standard error over test images.
 
-    The error is that of a ratio of sums, linearised (Cochran 1977, Sampling Techniques, Eq. 6.13):
+    The error is that of a ratio of sums, linearised (Cochran 1977, Sampling Techniques, chapter 6):
     an image's words are far from independent, so images and not words are what is drawn. Raises
     `ValueError` where every denominator is 0, or for several groups.
     """

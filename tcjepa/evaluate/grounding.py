@@ -3,7 +3,7 @@
 Every patch-word similarity of the conditioner (`tcjepa.watch.attention`) is a map of where a word
 is. `tcjepa.evaluate.mentions` says which words name a known object and which patches show it.
 
-- Pointing game (Zhang et al. 2016, arXiv 1608.00507, section 4.2), at patch resolution: a word hits
+- Pointing game (Zhang et al. 2016, arXiv 1608.00507), at patch resolution: a word hits
   if its map is largest on a patch of its object. Of several equally large patches each has its
   share, so that a map that says nothing scores chance exactly.
 - Chance is the hit rate of a patch drawn evenly, for the same words: the object's share of the
@@ -12,19 +12,18 @@ is. `tcjepa.evaluate.mentions` says which words name a known object and which pa
   image has one that another word names. A map that finds objects, whatever the word, hits these as
   often as its own: the specificity is the difference, of the same words.
 - Mean IoU of a map's patches above a threshold with the object's, each word counting alike. Maps
-  are scaled to [0, 1] each and one threshold serves all (Choe et al. 2020, arXiv 2001.07437,
-  section 3: it must be chosen on other images than it is tested on).
+  are scaled to [0, 1] each and one threshold serves all, chosen on other images than it is tested
+  on (as Choe et al. 2020, arXiv 2001.07437, ask for).
 
-There are eight ways to read a map (`READINGS`): patches as context or as targets, cosines or
-attention weights, mean of the conditioned layers or the last one. Half of the images, by a hash of
-the uid, chooses thresholds and the reading to be reported; the other half tests.
+There are eight ways to read a map (`mention_maps.READINGS`). Half of the images, by a hash of the
+uid, chooses thresholds and the reading to be reported (of equally good ones the first); the other
+half tests.
 
 Shapes: W mentions, R readings, P patches, n images; the others as in docs/architecture.md.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -32,25 +31,19 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tcjepa import keyed
 from tcjepa.evaluate.captioned import CaptionedImages, measured
-from tcjepa.evaluate.features import Prepare, frozen
+from tcjepa.evaluate.features import Prepare
 from tcjepa.evaluate.measure import Measure
+from tcjepa.evaluate.mention_maps import READINGS, mention_maps
 from tcjepa.evaluate.mentions import Mention, Mentions, find_mentions
 from tcjepa.evaluate.tally import Tally
 from tcjepa.model.jepa import TCJEPA, normalise
 from tcjepa.text import TextEncoder
-from tcjepa.watch.attention import Role, Tile, tiles_of
 
 Floats = NDArray[np.float32]
 
-_ROLES: Final[tuple[Role, ...]] = ("target", "context")
-_VALUES: Final = ("cosine", "attention")
-_LAYERS: Final = ("mean of layers", "last layer")
-#: Names of the ways to read a map, in the order of R. Of equally good ones the first is reported.
-READINGS: Final = tuple(map(", ".join, itertools.product(_ROLES, _VALUES, _LAYERS)))
 #: Thresholds tried on maps scaled to [0, 1].
 THRESHOLDS: Final = tuple(step / 50 for step in range(1, 50))
 POINTING, CHANCE, MIOU = "pointing game", "pointing game, chance", "grounding mIoU"
@@ -125,44 +118,6 @@ def ground(
     return score(maps, mentions, test.uids)
 
 
-@torch.no_grad()
-def mention_maps(
-    model: TCJEPA,
-    text: TextEncoder,
-    test: CaptionedImages,
-    mentions: Sequence[Mention],
-    device: torch.device,
-    *,
-    batch: int,
-    prepare: Prepare = normalise,
-) -> Floats:
-    """Return the maps (W, R, P) of mentions, which must be in the order of images.
-
-    A name of several pieces has the mean of their cosines and the sum of their attention. Captions
-    of an image are shown together, as in training; `tiles_of` says how every patch gets both roles.
-    """
-    patches = model.encoder.shape.patches
-    maps = np.zeros((len(mentions), len(READINGS), patches), np.float32)
-    of_image = itertools.groupby(range(len(mentions)), lambda number: mentions[number].image)
-    grouped = [(image, list(own)) for image, own in of_image]
-    with frozen(model):
-        for start in range(0, len(grouped), batch):
-            part = grouped[start : start + batch]
-            rows = [image for image, _ in part]
-            words = [number for _, own in part for number in own]
-            where, share = _pieces([mentions[number] for number in words], rows)
-            where, share = where.to(device), share.to(device)
-            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-                images = prepare(test.images[rows].to(device))
-                captions = text.encode(test.texts(rows), device)
-                total = torch.zeros(len(words), len(READINGS), patches, device=device)
-                times = torch.zeros(len(READINGS), patches, device=device)
-                for tile in tiles_of(model, images, captions):
-                    _add(total, times, tile, where, share)
-            maps[words] = (total / times).cpu().numpy()
-    return maps
-
-
 def score(
     maps: Floats, mentions: Mentions, uids: Sequence[str]
 ) -> tuple[GroundingResult, dict[str, Tally]]:
@@ -180,30 +135,18 @@ def score(
     best = int(hits[fitted].mean(axis=0).argmax())
     thresholds, validation = _best_thresholds(scaled[fitted], truth[fitted])
     overlaps = ious(scaled[tested], truth[tested], thresholds)
+    columns = (
+        hits[tested].mean(axis=0),
+        overlaps.mean(axis=0),
+        thresholds,
+        hits[fitted].mean(axis=0),
+        validation,
+    )
     readings = {
-        name: Reading(*map(float, values))
-        for name, *values in zip(
-            READINGS,
-            hits[tested].mean(axis=0),
-            overlaps.mean(axis=0),
-            thresholds,
-            hits[fitted].mean(axis=0),
-            validation,
-            strict=True,
-        )
+        name: Reading(*map(float, values)) for name, *values in zip(READINGS, *columns, strict=True)
     }
-    one = np.ones(len(tested))
     own = [found[number] for number in tested]
-    others, has_others = _on_others(maps[tested, best], own)
-    sums = {
-        POINTING: (hits[tested, best], one),
-        CHANCE: (truth[tested].mean(axis=1), one),
-        MIOU: (overlaps[:, best], one),
-        OTHER: (others, has_others),
-        SPECIFICITY: ((hits[tested, best] - others) * has_others, has_others),
-    }
-    tallies = {name: _tally(own, uids, *values) for name, values in sums.items() if values[1].any()}
-    category = np.array([mention.category for mention in own])
+    tallies = _tallies(own, uids, hits[tested, best], overlaps[:, best], maps[tested, best])
     result = GroundingResult(
         reading=READINGS[best],
         threshold=float(thresholds[best]),
@@ -212,10 +155,7 @@ def score(
         miou=measured(tallies[MIOU]),
         other=measured(tallies[OTHER]) if OTHER in tallies else None,
         specificity=measured(tallies[SPECIFICITY]) if SPECIFICITY in tallies else None,
-        per_category={
-            str(name): float(hits[tested, best][category == name].mean())
-            for name in np.unique(category)
-        },
+        per_category=_by_category(own, hits[tested, best]),
         readings=readings,
         images=len({mention.image for mention in own}),
         words=len(tested),
@@ -279,48 +219,36 @@ def _on_others(
     return hits, has
 
 
-def _tally(
+def _tallies(
     mentions: Sequence[Mention],
     uids: Sequence[str],
-    values: NDArray[np.floating],
-    counts: NDArray[np.floating],
-) -> Tally:
-    """Return the tally of values and counts (W,) of words, by the images that have any."""
+    hits: NDArray[np.float64],
+    overlaps: NDArray[np.float64],
+    maps: Floats,
+) -> dict[str, Tally]:
+    """Return the tallies of words (W,) and their maps (W, P), over the images that have any."""
+    others, has_others = _on_others(maps, mentions)
+    every = np.ones(len(mentions))
+    sums = {
+        POINTING: (hits, every),
+        CHANCE: (np.array([mention.patches.mean() for mention in mentions]), every),
+        MIOU: (overlaps, every),
+        OTHER: (others, has_others),
+        SPECIFICITY: ((hits - others) * has_others, has_others),
+    }
     rows, place = np.unique([mention.image for mention in mentions], return_inverse=True)
-    sums = [np.bincount(place, each)[:, None] for each in (values, counts)]
-    return Tally.of_ratios([uids[row] for row in rows], *sums)
+    keys = [uids[row] for row in rows]
+    return {
+        name: Tally.of_ratios(keys, *(np.bincount(place, each)[:, None] for each in pair))
+        for name, pair in sums.items()
+        if pair[1].any()
+    }
 
 
-def _pieces(mentions: Sequence[Mention], rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return where the K pieces of a batch's mentions are, and 1 / how many their mention has.
-
-    The former (4, K) int64: along B, N and S, and the number of the mention; the latter (K, 1).
-    """
-    row = {image: number for number, image in enumerate(rows)}
-    columns = [
-        (row[mention.image], mention.caption, piece, number)
-        for number, mention in enumerate(mentions)
-        for piece in mention.pieces
-    ]
-    shares = [1 / len(mention.pieces) for mention in mentions for _ in mention.pieces]
-    return torch.tensor(columns).T, torch.tensor(shares).unsqueeze(1)
-
-
-def _add(total: Tensor, times: Tensor, tile: Tile, where: Tensor, share: Tensor) -> None:
-    """Add a tile's similarities to `total` (W, R, P), and to `times` (R, P) who has got one."""
-    image, caption, piece, mention = where
-    cosines = [layer.cosine[image, caption, piece].float() * share for layer in tile.layers]
-    weights = [layer.weights[image, caption, piece].float() for layer in tile.layers]
-    reading = 0
-    for tokens in _ROLES:
-        patches, part = tile.role(tokens)
-        for each in (cosines, weights):  # (K, Q) per layer
-            for own in (torch.stack(each).mean(0), each[-1]):
-                of_word = total.new_zeros(len(total), len(patches))
-                of_word.index_add_(0, mention, own[:, part])
-                total[:, reading, patches] += of_word
-                times[reading, patches] += 1
-                reading += 1
+def _by_category(mentions: Sequence[Mention], hits: NDArray[np.float64]) -> dict[str, float]:
+    """Return the mean hit of each name's words, by name."""
+    category = np.array([mention.category for mention in mentions])
+    return {str(name): float(hits[category == name].mean()) for name in np.unique(category)}
 
 
 __all__ = [
@@ -328,7 +256,6 @@ __all__ = [
     "MIOU",
     "OTHER",
     "POINTING",
-    "READINGS",
     "SPECIFICITY",
     "THRESHOLDS",
     "GroundingResult",
@@ -337,7 +264,6 @@ __all__ = [
     "ground",
     "halves",
     "ious",
-    "mention_maps",
     "pointed",
     "score",
 ]
