@@ -45,6 +45,8 @@ def _replacements(section: ReducedConfig) -> list[str]:
     found = [
         override(key, value) for key in _REPLACED if (value := getattr(section, key)) is not None
     ]
+    if section.only:
+        found.append(override("only", section.only))
     return found + [override(f"constants.{key}", value) for key, value in section.constants.items()]
 
 
