@@ -83,10 +83,17 @@ def gather_patches(x_BPD: Tensor, index_BK: Tensor) -> Tensor:
     return x_BPD.reshape(B * P, D).index_select(0, rows.flatten()).view(*index_BK.shape, D)
 
 
+#: Sizes found so far: 0.1 s each, and a study checks hundreds of configs of a few encoders.
+_shapes: dict[tuple[str, str], EncoderShape] = {}
+
+
 def encoder_shape(name: str, kwargs: dict[str, Any]) -> EncoderShape:
     """Return an encoder's sizes without allocating its weights; raises `ValueError` if unusable."""
-    with torch.device("meta"):
-        return _shape(_create(name, kwargs))
+    key = (name, repr(sorted(kwargs.items())))
+    if key not in _shapes:
+        with torch.device("meta"):
+            _shapes[key] = _shape(_create(name, kwargs))
+    return _shapes[key]
 
 
 def timm_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
