@@ -88,7 +88,7 @@ def find_mentions(test: CaptionedImages, spans_of: SpansOf, grid: tuple[int, int
                     continue
                 spans = spans_of(caption["text"]) if spans is None else spans
                 pieces = tuple(s for s, (a, b) in enumerate(spans) if a < end and start < b)
-                if not pieces:
+                if not pieces or spans[pieces[-1]][1] < end:
                     left_out["beyond text.max_words"] += 1
                     continue
                 found.append(Mention(image, number, pieces, name, seen[name]))
