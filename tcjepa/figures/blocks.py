@@ -5,6 +5,8 @@
 | `n: FILE#PATH FORMAT` | a value, see `tcjepa.figures.values` |
 | `table: FILE PATH` | a table that the file holds, see `tcjepa.figures.tables` |
 | `fill: a=FILE b=FILE`, lines below | those lines, `{a#PATH FORMAT}` replaced by values |
+| `each: FILE PATH`, lines below | those lines, the last once for every item of a list, \
+`{PATH FORMAT}` replaced by values of the item, — where it has none |
 | `files:` | the list of all result files |
 """
 
@@ -12,11 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from tcjepa.figures.markers import FigureError, Marker
 from tcjepa.figures.tables import file_list, table
-from tcjepa.figures.values import ResultFiles, at, referred
+from tcjepa.figures.values import ABSENT, AbsentError, ResultFiles, at, formatted, referred
 
 _PLACE: Final = re.compile(r"\{([^{}\n]+)\}")
 
@@ -46,6 +48,37 @@ def _fill(rest: str, files: ResultFiles) -> str:
     return _PLACE.sub(lambda place: referred(place[1], files, aliases), template.strip("\n"))
 
 
+def _each(rest: str, files: ResultFiles) -> str:
+    """Return the template's last line for every item of a list, under the lines above it."""
+    first, _, template = rest.partition("\n")
+    name, _, path = first.partition(" ")
+    if not path.strip() or not template.strip():
+        raise FigureError("each takes a file, the path of a list in it, and a template below")
+    items = at(files[name], path.strip(), name)
+    if not isinstance(items, list) or not items:
+        raise FigureError(f"{path.strip()} of {name} is no list with items")
+    *head, line = template.strip("\n").splitlines()
+    shown: set[str] = set()
+
+    def value(item: Any, place: str) -> str:
+        steps, _, form = place.rpartition(" ")
+        try:
+            found = formatted(at(item, steps, name), form)
+        except AbsentError:
+            return ABSENT
+        shown.add(place)
+        return found
+
+    def row(item: Any) -> str:
+        return _PLACE.sub(lambda place: value(item, place[1]), line)
+
+    rows = [row(item) for item in items]
+    unknown = [place for place in _PLACE.findall(line) if place not in shown]
+    if unknown:
+        raise FigureError(f"no item of {path.strip()} has {', '.join(unknown)}")
+    return "\n".join([*head, *rows])
+
+
 def _files(rest: str, files: ResultFiles) -> str:
     if rest.strip():
         raise FigureError(f"files takes no argument, not {rest!r}")
@@ -55,6 +88,7 @@ def _files(rest: str, files: ResultFiles) -> str:
 _BLOCKS: Final[dict[str, Callable[[str, ResultFiles], str]]] = {
     "table": _table,
     "fill": _fill,
+    "each": _each,
     "files": _files,
 }
 

@@ -38,6 +38,10 @@ _RANGES: Final = ("ratio_range", "interval", "student")
 _ERRORS: Final = ("error", "half_width")
 
 
+class AbsentError(FigureError):
+    """A result file has no value at a path."""
+
+
 class ResultFiles:
     """The JSON files of a folder, read when first asked for."""
 
@@ -97,12 +101,12 @@ def _looked_up(words: str, files: ResultFiles, aliases: Mapping[str, str]) -> An
 
 
 def at(data: Any, path: str, name: str) -> Any:
-    """Return the value at a path; raises `FigureError` naming the step and what is there."""
+    """Return the value at a path; raises `AbsentError` naming the step and what is there."""
     for step in _STEP.split(path):
         item = _get(data, step)
         if item is None:
             there = list(data) if isinstance(data, dict) else _items(data)
-            raise FigureError(f"{name} has no {step!r} of {path!r}; there is {_listed(there)}")
+            raise AbsentError(f"{name} has no {step!r} of {path!r}; there is {_listed(there)}")
         data = item
     return data
 
@@ -179,4 +183,4 @@ def _listed(names: Any) -> str:
     return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "")
 
 
-__all__ = ["ABSENT", "PROVENANCE", "ResultFiles", "at", "formatted", "referred"]
+__all__ = ["ABSENT", "PROVENANCE", "AbsentError", "ResultFiles", "at", "formatted", "referred"]

@@ -103,6 +103,12 @@ CHANGED = {"speed": {"rows": [{"name": "ours", "ratio": 4.1}]}}
         ("<!-- table: run.json speed -->\n<!-- /table -->", "is no table: it has neither"),
         ("<!-- fill: run.json\n{r#zero d}\n-->\n<!-- /fill -->", "fill takes a=FILE"),
         ("<!-- fill: r=run.json -->\n<!-- /fill -->", "fill takes a=FILE"),
+        ("<!-- each: run.json -->\n<!-- /each -->", "each takes a file, the path of a list"),
+        ("<!-- each: run.json table\n{x d}\n-->\n<!-- /each -->", "is no list with items"),
+        (
+            "<!-- each: run.json speed/rows\n{name s} {x d} {y d}\n-->\n<!-- /each -->",
+            "no item of speed/rows has x d, y d",
+        ),
         ("<!-- files: all -->\n<!-- /files -->", "takes no argument"),
     ],
 )
@@ -143,6 +149,19 @@ def test_results_without_a_marker_are_told_on_pages_of_results(
     settings = f"# Title\n\n`{line}`\n\n3 runs, 1,000 images, version-1.2, 95% interval, Eq. 2\n"
     (root / "docs/results.md").write_text(settings)
     assert messages(root) == []
+
+
+def test_templates_are_filled_once_or_for_each_item(repository: Repository) -> None:
+    fill = "<!-- fill: r=run.json\nIn {r#seconds min} we are\n{r#speed/rows/ours .1f()}.\n-->\n"
+    each = "<!-- each: other.json list\n| a | b |\n|---|---|\n| {name s} | {x/y .1f} |\n-->\n"
+    items = [{"name": "one", "x": {"y": 1}}, {"name": "two"}]
+    other = {"command": "c", "date": "2026-01-01", "hardware": "h", "list": items}
+    root = repository(f"{fill}<!-- /fill -->\n\n{each}<!-- /each -->\n", other=other)
+    assert build(root, write=True)[0] == []
+    assert (root / "docs/page.md").read_text() == (
+        f"{fill}In 6 min 34 s we are\n3.9 (2.5–5.0).\n<!-- /fill -->\n\n"
+        f"{each}| a | b |\n|---|---|\n| one | 1.0 |\n| two | — |\n<!-- /each -->\n"
+    )
 
 
 def test_the_list_of_result_files_says_what_made_each(repository: Repository) -> None:
