@@ -1,80 +1,270 @@
-"""Curves of a study: one panel per measure, the x axis as configured, references as level lines."""
+"""Figures of a study, from its result alone: curves or dots, differences, shares won back.
+
+Made to be read in print, in grey and by the colour-blind: a marker and a dash of its own for each
+line, names beside the lines, intervals as bars. A thick bar is the bootstrap's 95% interval, a thin
+one Student's over seeds, cut off where it leaves the panel.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal
 
-from tcjepa.ablate.results import Outcome
-from tcjepa.ablate.statistics import mean
-from tcjepa.ablate.study import StudyConfig
-from tcjepa.evaluation import UNTRAINED
+from tcjepa.ablate.drawing import (
+    BLACK,
+    GREY,
+    Style,
+    limits,
+    names_beside,
+    row,
+    shown,
+    style,
+    tidy,
+    upright,
+)
+from tcjepa.ablate.panels import Panel, is_numeric, panels
+from tcjepa.ablate.schema import Estimate, Interval, Measured, RecoveryRecord, StudyResult
 
-# Okabe and Ito's palette, told apart by readers with colour-vision deficiencies.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY = "#777777"
-_COLUMNS = 3
+_WIDTH: Final = 2.9
+_HEIGHT: Final = 2.3
+_ROW: Final = 0.2
+_COLUMNS: Final = 3
+_BARS: Final = "Thick bar: bootstrap's 95% interval; thin bar: Student's over seeds."
+_LEVELS: Final = Style(BLACK, "", (0, (5, 2)))
+_RANDOM: Final = Style(GREY, "", ":")
+Format = Literal["png", "svg"]
+#: No dates, so that the same result gives the same file.
+_METADATA: Final[dict[str, dict[str, Any]]] = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
-def plot_curves(
-    study: StudyConfig, found: Sequence[Outcome], names: Sequence[str], path: Path
-) -> None:
-    """Draw every measure over `study.x`: each run a dot, each mean on a line.
+@dataclass(frozen=True)
+class Picture:
+    """A figure: its name, what it shows, and how to draw it."""
 
-    Intervals stay in the table: over two seeds Student's would hide the panel.
-    """
+    name: str
+    caption: str
+    draw: Callable[[], Any]
+
+    @property
+    def file(self) -> str:
+        """A file name without its ending."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.name).lower().split())
+
+    def content(self, form: Format) -> bytes:
+        """Return the figure as a file's content."""
+        with _printed():
+            figure = self.draw()
+            out = io.BytesIO()
+            figure.savefig(out, format=form, dpi=160, metadata=_METADATA[form])
+        return out.getvalue()
+
+
+def pictures(result: StudyResult) -> list[Picture]:
+    """Return the figures that a study has something to show for."""
+    measures = [m for m in result.measures if result.estimates.get(m.name)]
+    layout = panels(result)
+    over = f"over {result.x}; dots are seeds, bars the bootstrap's 95% intervals"
+    found: list[Picture] = []
+    if not layout or not is_numeric([x for curve in result.curves for x, _ in curve.points]):
+        found.append(Picture("arms", f"All arms. {_BARS}", partial(_arms, result, measures)))
+    elif len(layout) == 1:
+        draw = partial(_curves, result, [(layout[0], m, _titled(m)) for m in measures])
+        found.append(Picture("curves", f"Every measure {over}.", draw))
+    else:
+        for m in measures:
+            draw = partial(_curves, result, [(p, m, p.title) for p in layout], _titled(m))
+            found.append(Picture(f"curves {m.name}", f"{m.name} {over}.", draw))
+    if any(record.measures for record in result.contrasts):
+        draw = partial(_contrasts, result)
+        found.append(Picture("contrasts", f"Differences between arms. {_BARS}", draw))
+    for record in result.recoveries:
+        if any(record.shares.values()):
+            about = f"Share of the loss from “{record.clean}” to “{record.noisy}” that is won back."
+            draw = partial(_shares, record)
+            found.append(Picture(f"won back {record.name}", f"{about} {_BARS}", draw))
+    return found
+
+
+def _curves(
+    result: StudyResult, drawn: Sequence[tuple[Panel, Measured, str]], title: str | None = None
+) -> Any:
+    """Draw panels of curves; under one title they share their axes."""
+    figure, grid = _grid(len(drawn), _HEIGHT, share=title is not None)
+    for at, (panel, measure, name) in zip(grid, drawn, strict=True):
+        _curve_panel(at, result, panel, measure)
+        at.set_title(name, loc="left")
+    if title is not None:
+        # Shared axes have one range, which the names beside the lines need to know.
+        spans = [at.get_ylim() for at in grid]
+        for at in grid:
+            at.set_ylim(min(low for low, _ in spans), max(high for _, high in spans))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for at, (panel, measure, _) in zip(grid, drawn, strict=True):
+        names_beside(at, _names(result, panel, measure))
+    figure.supxlabel(result.x, fontsize=8)
+    return figure
+
+
+def _curve_panel(at: Any, result: StudyResult, panel: Panel, measure: Measured) -> None:
+    own = result.estimates[measure.name]
+    tidy(at)
+    spans: list[Interval] = []
+    numbers = [float(x) for line in panel.lines for x, _ in line.curve.points]  # type: ignore[arg-type]
+    step = 0.012 * (max(numbers) - min(numbers))
+    for line in panel.lines:
+        look = style(line.style)
+        shift = step * (line.style - (len(panel.lines) - 1) / 2)
+        points = [(float(x), name) for x, name in line.curve.points if name in own]  # type: ignore[arg-type]
+        for x, name in points:
+            upright(at, x + shift, own[name], look)
+            seeds = [t.values[measure.name] for t in result.trials
+                     if t.arm == name and measure.name in t.values]  # fmt: skip
+            at.plot(
+                [x + shift] * len(seeds), seeds, ".", color=look.colour, alpha=0.45, ms=3, mew=0
+            )
+            spans += [*shown(own[name]), (min(seeds), max(seeds))]
+        at.plot(
+            [x + shift for x, _ in points], [own[name].value for _, name in points],
+            marker=look.marker, color=look.colour, ls=look.dash, ms=4, lw=1.3, mec="white", mew=0.5,
+        )  # fmt: skip
+    for name, look in _level_lines(result):
+        if name in own and own[name].value is not None:
+            at.axhline(own[name].value, color=look.colour, ls=look.dash, lw=1)
+            spans += shown(own[name])
+            for low, high in shown(own[name]):
+                at.axhspan(low, high, color=look.colour, alpha=0.1, lw=0)
+    span = limits(spans)
+    if span is not None:
+        at.set_ylim(*span)
+
+
+def _names(result: StudyResult, panel: Panel, measure: Measured) -> list[tuple[str, float, str]]:
+    """Return (name, y of its right end, colour) of what a panel of curves shows."""
+    own = result.estimates[measure.name]
+    found = []
+    for line in panel.lines:
+        ends = [own[name].value for _, name in line.curve.points if name in own]
+        if ends and ends[-1] is not None and line.label:
+            found.append((line.label, ends[-1], style(line.style).colour))
+    for name, look in _level_lines(result):
+        value = own[name].value if name in own else None
+        if value is not None:
+            found.append((name, value, look.colour))
+    return found
+
+
+def _level_lines(result: StudyResult) -> list[tuple[str, Style]]:
+    """Return the arms off the grid, drawn as lines across."""
+    looks = {"reference": _LEVELS, "random weights": _RANDOM}
+    return [(arm.name, looks[arm.role]) for arm in result.arms if arm.role in looks]
+
+
+def _arms(result: StudyResult, measures: Sequence[Measured]) -> Any:
+    looks = {"grid": style(0), "reference": style(1), "random weights": Style(GREY, "s", "-")}
+    arms = [arm for arm in result.arms if any(arm.name in own for own in result.estimates.values())]
+    rows = [
+        (
+            arm.name,
+            looks[arm.role],
+            {m.name: result.estimates[m.name].get(arm.name) for m in measures},
+        )
+        for arm in arms
+    ]
+    return _rows(rows, [(m.name, _titled(m)) for m in measures])
+
+
+def _contrasts(result: StudyResult) -> Any:
+    rows = [(record.name, style(0), dict(record.measures)) for record in result.contrasts]
+    shown_of = [m for m in result.measures if any(m.name in r.measures for r in result.contrasts)]
+    titles = [(m.name, f"{m.name} [points]" if m.unit else m.name) for m in shown_of]
+    return _rows(rows, titles, at=(0.0,))
+
+
+def _shares(record: RecoveryRecord) -> Any:
+    rows = [(name, style(0), dict(own)) for name, own in record.shares.items()]
+    names = [
+        m
+        for m in record.losses
+        if any(own[m].value is not None for own in record.shares.values() if m in own)
+    ]
+    return _rows(rows, [(m, f"{m} [% of loss]") for m in names], at=(0.0, 1.0), scale=100)
+
+
+def _rows(
+    rows: Sequence[tuple[str, Style, dict[str, Any]]],
+    columns: Sequence[tuple[str, str]],
+    at: Sequence[float] = (),
+    scale: float = 1,
+) -> Any:
+    """Draw a row per name and a panel per column, lines at the places that mean something."""
+    figure, grid = _grid(len(columns), 0.5 + _ROW * len(rows), share=False)
+    for number, (panel, (key, title)) in enumerate(zip(grid, columns, strict=True)):
+        tidy(panel)
+        panel.grid(False, axis="y")
+        for place in at:
+            panel.axvline(scale * place, color=GREY, lw=0.8, ls="-" if place == 0 else "--")
+        spans = []
+        for y, (_, look, own) in enumerate(rows):
+            found: Estimate | None = own.get(key)
+            if found is None:
+                continue
+            if found.value is None:
+                panel.text(0.02, y, "undefined", fontsize=6.5, color=GREY, va="center",
+                           transform=panel.get_yaxis_transform())  # fmt: skip
+            row(panel, y, found, look, scale)
+            spans += [(scale * low, scale * high) for low, high in shown(found)]
+        span = limits(spans, *(scale * place for place in at))
+        if span is not None:
+            panel.set_xlim(*span)
+        panel.set_ylim(len(rows) - 0.5, -0.5)
+        panel.set_yticks(
+            range(len(rows)), [name for name, _, _ in rows] if number % _COLUMNS == 0 else []
+        )
+        panel.tick_params(axis="y", length=0)
+        panel.set_title(title, loc="left")
+    return figure
+
+
+def _titled(measure: Measured) -> str:
+    return f"{measure.name} [%]" if measure.unit else measure.name
+
+
+def _grid(count: int, height: float, share: bool) -> tuple[Any, list[Any]]:
+    """Return a figure and its panels, at most three abreast."""
+    from matplotlib.figure import Figure
+
+    columns = min(_COLUMNS, max(count, 1))
+    lines = -(-max(count, 1) // columns)
+    figure = Figure(figsize=(_WIDTH * columns + 0.6, height * lines + 0.3), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=share, sharey=share)
+    found = grid.flatten().tolist()
+    for panel in found[count:]:
+        panel.set_visible(False)
+    return figure, found[:count]
+
+
+@contextmanager
+def _printed() -> Iterator[None]:
+    """Draw in one size of type, with text as text."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns = min(_COLUMNS, max(len(names), 1))
-    rows = -(-max(len(names), 1) // columns)
-    figure, grid = pyplot.subplots(
-        rows, columns, figsize=(4.4 * columns, 3.4 * rows), squeeze=False, layout="constrained"
-    )
-    panels = grid.flatten().tolist()
-    for panel, name in zip(panels, names, strict=False):
-        _draw(panel, study, found, name)
-    for panel in panels[len(names) :]:
-        panel.set_visible(False)
-    if names:
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    settings = {
+        "font.size": 8,
+        "axes.titlesize": 8.5,
+        "axes.labelsize": 8,
+        "axes.linewidth": 0.7,
+        "xtick.labelsize": 7.5,
+        "ytick.labelsize": 7.5,
+        "font.family": "sans-serif",
+        "svg.fonttype": "none",
+        "svg.hashsalt": "study",
+    }
+    with matplotlib.rc_context(settings):
+        yield
 
 
-def _draw(panel: Any, study: StudyConfig, found: Sequence[Outcome], name: str) -> None:
-    lines: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
-    levels: dict[str, list[float]] = defaultdict(list)
-    random: dict[int, float] = {}
-    for outcome in found:
-        place = dict(outcome.trial.arm.values)
-        if name in outcome.random:
-            random[outcome.trial.seed] = outcome.random[name]
-        if name not in outcome.values:
-            continue
-        if not place:
-            levels[outcome.trial.arm.name].append(outcome.values[name])
-            continue
-        x = place.pop(study.x)
-        label = ", ".join(f"{k.rsplit('.', 1)[-1]} {v}" for k, v in place.items()) or "TC-JEPA"
-        lines[label][x].append(outcome.values[name])
-    colours = dict(zip([*lines, *levels], _COLOURS * 4, strict=False))
-    for label, points in lines.items():
-        xs = list(points)
-        for x in xs:
-            panel.plot([x] * len(points[x]), points[x], "o", color=colours[label], alpha=0.4, ms=4)
-        means = [mean(points[x]).value for x in xs]
-        panel.plot(xs, means, "-", color=colours[label], label=label, lw=1.8)
-    for label, values in levels.items():
-        panel.axhline(mean(values).value, color=colours[label], ls="--", label=label, lw=1.5)
-    if random:
-        level = mean(list(random.values())).value
-        panel.axhline(level, color=_GREY, ls=":", label=UNTRAINED, lw=1.5)
-    panel.set_title(name, fontsize=10)
-    panel.set_xlabel(study.x, fontsize=9)
-    panel.spines[["top", "right"]].set_visible(False)
+__all__ = ["Picture", "pictures"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline.settings import ConfigError
 from tcjepa.ablate.study import StudyConfig, Trial, trials_of
-from tcjepa.ablate.trial import evaluation_settings, is_finished
+from tcjepa.ablate.trial import is_finished, own_config
+from tcjepa.evaluate import agreement
 from tcjepa.evaluate.report import EvaluationResult, measures
+from tcjepa.evaluate.tally import TALLIES_FILE, Tally, from_bytes, images_in
 from tcjepa.evaluation import TRAINED, UNTRAINED
 from tcjepa.train.log import read
 from tcjepa.train.run import EVALUATION_FILE
@@ -24,19 +28,30 @@ TRAINING: Final = {
     "attention_entropy": "attention entropy",
     "wordless_patches": "patches without a positive word",
 }
+RANK: Final = "effective rank"
+LIDAR: Final = "LiDAR"
+#: Measures that are no shares; all others are given in percent.
+UNITLESS: Final = frozenset(
+    {RANK, LIDAR, agreement.RIGHT, agreement.SWAPPED, agreement.NONE, agreement.GAIN}
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A finished trial: measure name -> value, of the trained encoder and of its random twin.
 
-    `training` holds the last readings of the training log that `TRAINING` names.
+    `training` holds the last readings of the training log that `TRAINING` names; `minutes` and
+    `hardware` are None where the evaluation does not say. Trials with the same `encoder` have the
+    same random twin per seed.
     """
 
     trial: Trial
     values: dict[str, float]
     random: dict[str, float]
     training: dict[str, float] = field(default_factory=dict)
+    minutes: float | None = None
+    hardware: str | None = None
+    encoder: str = ""
 
 
 def outcomes(study: StudyConfig) -> list[Outcome]:
@@ -44,22 +59,59 @@ def outcomes(study: StudyConfig) -> list[Outcome]:
 
     Raises `ConfigError` if one was evaluated again with other settings than the study's.
     """
-    found = []
-    for trial in trials_of(study):
-        path = Path(trial.folder) / EVALUATION_FILE
-        if is_finished(trial):
-            rows = json.loads(path.read_text())
-            if rows["settings"] != evaluation_settings(trial):
-                raise ConfigError(
-                    f"{path} was written with other evaluate.* settings than the study's; remove "
-                    "it and run the study again, which evaluates it anew"
-                )
-            trained, untrained = (
-                EvaluationResult.from_json(json.dumps(rows[name])) for name in (TRAINED, UNTRAINED)
-            )
-            training = _last_readings(Path(trial.folder))
-            found.append(Outcome(trial, _values(trained), _values(untrained), training))
+    return [_outcome(trial) for trial in trials_of(study) if is_finished(trial)]
+
+
+def measure_names(found: Sequence[Outcome]) -> list[str]:
+    """Return the names of all measures, in the order in which they first occur."""
+    return list(dict.fromkeys(name for outcome in found for name in outcome.values))
+
+
+def scale(name: str) -> float:
+    """Return what a measure is multiplied by for people: 100 for a share."""
+    return 1.0 if name in UNITLESS else 100.0
+
+
+def tallies(outcome: Outcome) -> dict[str, dict[str, Tally]]:
+    """Return the tallies of a trial: encoder row -> measure -> tally; {} if it kept none."""
+    content = _kept(outcome)
+    found: dict[str, dict[str, Tally]] = {}
+    for name, tally in ({} if content is None else from_bytes(content)).items():
+        row, _, measure = name.partition("/")
+        found.setdefault(row, {})[measure] = tally
     return found
+
+
+def images(found: Sequence[Outcome]) -> list[str]:
+    """Return the keys of all test images that any of the trials tallied, each once."""
+    kept = (content for outcome in found if (content := _kept(outcome)))
+    return list(dict.fromkeys(key for content in kept for key in images_in(content)))
+
+
+def _kept(outcome: Outcome) -> bytes | None:
+    path = Path(outcome.trial.folder) / TALLIES_FILE
+    return path.read_bytes() if path.exists() else None
+
+
+def _outcome(trial: Trial) -> Outcome:
+    path = Path(trial.folder) / EVALUATION_FILE
+    rows = json.loads(path.read_text())
+    config = own_config(trial)
+    if rows["settings"] != config.evaluate.model_dump(mode="json"):
+        raise ConfigError(
+            f"{path} was written with other evaluate.* settings than the study's; remove "
+            "it and run the study again, which evaluates it anew"
+        )
+    trained, untrained = (_values(rows[name]) for name in (TRAINED, UNTRAINED))
+    return Outcome(
+        trial,
+        trained,
+        untrained,
+        _last_readings(Path(trial.folder)),
+        rows.get("minutes"),
+        rows.get("hardware"),
+        json.dumps([config.model.encoder, config.model.encoder_kwargs], sort_keys=True),
+    )
 
 
 def _last_readings(folder: Path) -> dict[str, float]:
@@ -69,31 +121,35 @@ def _last_readings(folder: Path) -> dict[str, float]:
             value = record.get(key)
             if value is not None:
                 readings[name] = float(value)
-    return readings
+    return {name: value for name, value in readings.items() if math.isfinite(value)}
 
 
-def _values(result: EvaluationResult) -> dict[str, float]:
-    """Return accuracies and mIoU in percent, effective rank, and text gain where there is one."""
-    values = {name: 100 * measure.value for name, measure in measures(result).items()}
+def _values(row: dict[str, Any]) -> dict[str, float]:
+    """Return shares in percent, then the measures that are no shares; those that are defined."""
+    result = EvaluationResult.from_json(json.dumps(row))
+    values = {name: scale(name) * measure.value for name, measure in measures(result).items()}
     if result.spectrum is not None:
-        values["effective rank"] = result.spectrum.effective_rank
-    if result.text_gain is not None:
-        values["text gain"] = result.text_gain
-    return values
+        values[RANK] = result.spectrum.effective_rank
+        if result.spectrum.lidar is not None:
+            values[LIDAR] = result.spectrum.lidar
+    if result.agreement is not None:
+        found = result.agreement
+        values |= {
+            agreement.GAIN: found.gain.value,
+            agreement.RIGHT: found.right.value,
+            agreement.SWAPPED: found.swapped.value,
+            agreement.NONE: found.none.value,
+        }
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def write_outcomes(path: Path, found: list[Outcome]) -> None:
-    """Write the outcomes as JSON lines, one per trial."""
-    lines = [
-        json.dumps(
-            {
-                "arm": outcome.trial.arm.name,
-                "seed": outcome.trial.seed,
-                "values": outcome.values,
-                "random": outcome.random,
-                "training": outcome.training,
-            }
-        )
-        for outcome in found
-    ]
-    path.write_text("".join(line + "\n" for line in lines))
+__all__ = [
+    "TRAINING",
+    "UNITLESS",
+    "Outcome",
+    "images",
+    "measure_names",
+    "outcomes",
+    "scale",
+    "tallies",
+]

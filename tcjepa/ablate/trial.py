@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pipeline.settings import ConfigError, load, to_yaml
 from tcjepa.ablate.study import StudyConfig, Trial, training_config
@@ -66,10 +66,9 @@ def write_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
     return config
 
 
-def evaluation_settings(trial: Trial) -> dict[str, Any]:
-    """Return the `evaluate` section of the trial's own config, as plain data."""
-    config = load(TrainConfig, Path(trial.folder) / _CONFIG)
-    return config.evaluate.model_dump(mode="json")
+def own_config(trial: Trial) -> TrainConfig:
+    """Return the config that the trial was run with."""
+    return load(TrainConfig, Path(trial.folder) / _CONFIG)
 
 
 def start(trial: Trial, threads: int) -> subprocess.Popen[bytes]:
@@ -111,10 +110,10 @@ def _follow_parent() -> None:
 
 __all__ = [
     "TrialBusyError",
-    "evaluation_settings",
     "has_begun",
     "is_finished",
     "last_lines",
+    "own_config",
     "start",
     "write_config",
 ]

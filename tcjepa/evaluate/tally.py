@@ -123,6 +123,15 @@ def from_bytes(content: bytes) -> dict[str, Tally]:
         raise ValueError(f"not a file of tallies: {error}") from error
 
 
+def images_in(content: bytes) -> list[str]:
+    """Return the keys of all images in a file's content; raises `ValueError` as `from_bytes`."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return list(json.loads(arrays[_KEYS].tobytes())["images"])
+    except Exception as error:
+        raise ValueError(f"not a file of tallies: {error}") from error
+
+
 def _compact(sums: NDArray[np.float32]) -> NDArray[Any]:
     largest = float(sums.max(initial=0))
     if (sums < 0).any() or (sums % 1).any() or largest >= 2**32:
@@ -130,4 +139,4 @@ def _compact(sums: NDArray[np.float32]) -> NDArray[Any]:
     return sums.astype(np.min_scalar_type(int(largest)))
 
 
-__all__ = ["TALLIES_FILE", "Tally", "from_bytes", "keys_of", "ratios", "to_bytes"]
+__all__ = ["TALLIES_FILE", "Tally", "from_bytes", "images_in", "keys_of", "ratios", "to_bytes"]

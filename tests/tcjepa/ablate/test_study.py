@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pipeline.settings import ConfigError, build
 from tcjepa.ablate.report import write_report
 from tcjepa.ablate.results import Outcome, outcomes
 from tcjepa.ablate.runner import run_trials
+from tcjepa.ablate.schema import RESULT_FILE, read
 from tcjepa.ablate.study import StudyConfig, arms_of, trials_of
 
 TINY = {
@@ -115,8 +115,16 @@ def test_killed_study_goes_on_and_reports(world: Path) -> None:
     done = subprocess.run(command(world), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert first.stat().st_mtime_ns == written  # a finished trial is not run again
-    lines = (world / "study" / "results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["arm"] for line in lines] == ["I-JEPA", "rate 0.0", "rate 1.0"]
+    found = read(world / "study" / RESULT_FILE)
+    arms = ["I-JEPA", "rate 0.0", "rate 1.0"]
+    assert [trial.arm for trial in found.trials] == [*arms, "random weights"]
+    assert found.command.startswith("python -m tcjepa ablate")
+    assert found.hardware.endswith("(3 runs)") and found.minutes is not None
+    assert {m.name: m.images for m in found.measures}["linear shape"] == 12
+    for arm in arms:  # one seed: images alone
+        estimate = found.estimates["linear shape"][arm]
+        assert estimate.interval is not None and estimate.student is None
+    assert str(world) not in (world / "study" / RESULT_FILE).read_text()
     report = (world / "study" / "report.md").read_text()
     for arm in ("random weights", "I-JEPA", "rate 0.0", "rate 1.0"):
         assert f"| {arm} | 1 |" in report
@@ -143,7 +151,7 @@ def test_report_says_what_is_missing_and_what_the_slope_is(tmp_path: Path) -> No
     text = write_report(made, found)
     assert "3 of 6 runs finished" in text
     assert "3 runs are missing" in text
-    assert "| rate 0.0 | 2 | 41.0 ± 12.7 | 0.5000 ± 0.0000 |" in text
-    assert "| I-JEPA | 0 | — | — |" in text
-    assert "linear shape: -11 per unit" in text
+    assert "| rate 0.0 | 2 | 41.0 [40.0, 42.0] ±12.7 | 0.500 [0.500, 0.500] ±0.00 |" in text
+    assert "| I-JEPA | 0 | not begun | — |" in text
+    assert "| study | −10.0 |" in text  # of the one seed that has both ends
     assert outcomes(made) == []

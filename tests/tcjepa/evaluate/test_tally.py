@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tcjepa.evaluate.tally import Tally, from_bytes, keys_of, ratios, to_bytes
+from tcjepa.evaluate.tally import Tally, from_bytes, images_in, keys_of, ratios, to_bytes
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
@@ -51,6 +51,7 @@ def test_a_file_gives_back_what_went_in(named: dict[str, Tally]) -> None:
         assert back[name].images == tally.images
         assert back[name].sums.dtype == np.float32
         assert np.array_equal(back[name].sums, tally.sums)
+    assert set(images_in(to_bytes(named))) == {i for t in named.values() for i in t.images}
 
 
 def test_accuracy_and_iou() -> None:
@@ -97,5 +98,7 @@ def test_refusals(images: tuple[str, ...], sums: np.ndarray, problem: str) -> No
 def test_other_files_are_refused() -> None:
     with pytest.raises(ValueError, match="not a file of tallies"):
         from_bytes(b"PK\x03\x04 and nothing more")
+    with pytest.raises(ValueError, match="not a file of tallies"):
+        images_in(b"")
     with pytest.raises(ValueError, match="not a file of tallies"):
         from_bytes(to_bytes({"a": Tally.of_values(["x"], [1])})[:-30])

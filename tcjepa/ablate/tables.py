@@ -1,0 +1,259 @@
+"""The tables of a study's report, from its result alone; as Markdown or as a page, the same text.
+
+A cell is `value [low, high] ±half`: the bootstrap's interval, and half of Student's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tcjepa.ablate.intervals import has_zero, mean
+from tcjepa.ablate.schema import Estimate, Interval, RecoveryRecord, StudyResult
+
+ABSENT = "—"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, what to know about it, and cells of text; the first column names the row."""
+
+    title: str
+    about: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(result: StudyResult) -> list[Table]:
+    """Return the tables of results; a table without rows is left out."""
+    found = [
+        arms_table(result),
+        contrasts_table(result),
+        *(recovery_table(result, record) for record in result.recoveries),
+        slopes_table(result),
+        training_table(result),
+    ]
+    return [table for table in found if table.rows]
+
+
+def arms_table(result: StudyResult) -> Table:
+    """Return the means of all arms over seeds: random weights and references first."""
+    order = sorted(
+        (arm for arm in result.arms if any(arm.name in own for own in result.estimates.values())),
+        key=lambda arm: ("random weights", "reference", "grid").index(arm.role),
+    )
+    rows = []
+    for arm in order:
+        own = [result.estimates.get(m.name, {}).get(arm.name) for m in result.measures]
+        seeds = max((e.seeds for e in own if e is not None), default=0)
+        cells = (
+            cell(e, m.unit == "%") if e is not None else ABSENT
+            for e, m in zip(own, result.measures, strict=True)
+        )
+        rows.append((arm.name, str(seeds), *cells))
+    units = [f"{m.name} [%]" if m.unit else m.name for m in result.measures]
+    return Table(
+        "Means over seeds",
+        "Accuracy and IoU in percent of held-out images or pixels.",
+        ("arm", "seeds", *units),
+        tuple(rows),
+    )
+
+
+def contrasts_table(result: StudyResult) -> Table:
+    """Return the differences that the study asked for, a row per measure."""
+    units = {m.name: m.unit for m in result.measures}
+    rows = [
+        (
+            record.name,
+            measure,
+            signed(found.value, units[measure] == "%"),
+            ends(found.interval, units[measure] == "%"),
+            ends(found.student, units[measure] == "%"),
+            str(found.seeds),
+            verdict(found),
+        )
+        for record in result.contrasts
+        for measure, found in record.measures.items()
+    ]
+    head = ("difference", "measure", "value", "bootstrap", "Student", "seeds", "0 is outside")
+    about = "First minus second arm, in points where the measure is in percent; paired by seed and "
+    return Table("Contrasts", about + "test image.", head, tuple(rows))
+
+
+def recovery_table(result: StudyResult, record: RecoveryRecord) -> Table:
+    """Return what noise took and the share of it that each remedy won back."""
+    measures = list(record.losses)
+    lost = [f"{cell(record.losses[m], True)} lost" for m in measures]
+    rows = [
+        (name, *(share_cell(own[m]) if m in own else ABSENT for m in measures))
+        for name, own in record.shares.items()
+    ]
+    about = (
+        f"Share of the loss from “{record.clean}” to “{record.noisy}” that each arm has back: "
+        "(arm − noisy) / (clean − noisy), 100% is all of it, below 0 is worse than doing nothing. "
+        "Brackets: bootstrap; t: Fieller's interval over seeds. Undefined where the bootstrap "
+        "interval of the loss includes 0: then there is no loss to win back."
+    )
+    return Table(
+        f"Won back: {record.name}",
+        about,
+        ("arm", *measures),
+        ((f"{record.clean} − {record.noisy}", *lost), *rows) if rows else (),
+    )
+
+
+def slopes_table(result: StudyResult) -> Table:
+    """Return the change of every curve per unit of x."""
+    measures = [m for m in result.measures if any(m.name in s.measures for s in result.slopes)]
+    rows = [
+        (
+            record.curve or result.name,
+            *(
+                cell(record.measures[m.name], m.unit == "%", sign=True)
+                if m.name in record.measures
+                else ABSENT
+                for m in measures
+            ),
+        )
+        for record in result.slopes
+    ]
+    about = f"Least squares over all runs of a curve, per unit of `{result.x}`; paired by seed."
+    return Table("Slopes", about, ("curve", *(m.name for m in measures)), tuple(rows))
+
+
+def training_table(result: StudyResult) -> Table:
+    """Return the last readings of training, means over seeds."""
+    names = list(dict.fromkeys(name for trial in result.trials for name in trial.training))
+    rows = []
+    for arm in result.arms:
+        own = [trial.training for trial in result.trials if trial.arm == arm.name]
+        readings = [[t[name] for t in own if name in t] for name in names]
+        if any(readings):
+            rows.append((arm.name, *(f"{mean(r):.4g}" if r else ABSENT for r in readings)))
+    return Table("End of training", "Mean over seeds.", ("arm", *names), tuple(rows))
+
+
+def runs_table(result: StudyResult) -> Table:
+    """Return every finished run."""
+    names = [m.name for m in result.measures]
+    percent = {m.name: m.unit == "%" for m in result.measures}
+    rows = []
+    for trial in result.trials:
+        values = (
+            number(trial.values[n], percent[n]) if n in trial.values else ABSENT for n in names
+        )
+        minutes = ABSENT if trial.minutes is None else f"{trial.minutes:.1f}"
+        rows.append((trial.arm, str(trial.seed), minutes, *values))
+    return Table("All runs", "", ("arm", "seed", "minutes", *names), tuple(rows))
+
+
+def missing_table(result: StudyResult) -> Table:
+    """Return the runs without a result."""
+    rows = [
+        (
+            run.arm,
+            str(run.seed),
+            "begun" if run.begun else "not begun",
+            run.last_words or ABSENT,
+        )
+        for run in result.missing
+    ]
+    about = "Begun: it failed, was stopped, or still runs. Nothing below speaks for these runs."
+    return Table("Runs without a result", about, ("arm", "seed", "state", "last words"), (*rows,))
+
+
+def overrides_table(result: StudyResult) -> Table:
+    """Return what makes each arm."""
+    rows = [
+        (arm.name, " ".join(arm.overrides)) for arm in result.arms if arm.role != "random weights"
+    ]
+    return Table("Arms", "", ("arm", "overrides"), tuple(rows))
+
+
+def cell(found: Estimate, percent: bool, sign: bool = False) -> str:
+    """Return `value [low, high] ±half`, without what is not known."""
+    if found.value is None:
+        return "undefined"
+    parts = [signed(found.value, percent) if sign else number(found.value, percent)]
+    if found.interval is not None:
+        parts.append(ends(found.interval, percent))
+    if found.student is not None:
+        parts.append(f"±{number((found.student[1] - found.student[0]) / 2, percent)}")
+    return " ".join(parts)
+
+
+def share_cell(found: Estimate) -> str:
+    """Return a share in percent with both intervals."""
+    if found.value is None:
+        return "undefined"
+    text = f"{100 * found.value:.0f}%"
+    if found.interval is not None:
+        text += f" [{100 * found.interval[0]:.0f}, {100 * found.interval[1]:.0f}]"
+    if found.student is not None:
+        text += f" t: [{100 * found.student[0]:.0f}, {100 * found.student[1]:.0f}]"
+    return text
+
+
+def ends(interval: Interval | None, percent: bool) -> str:
+    """Return `[low, high]`."""
+    if interval is None:
+        return ABSENT
+    return f"[{number(interval[0], percent)}, {number(interval[1], percent)}]"
+
+
+def number(value: float, percent: bool) -> str:
+    """Return a percentage with one decimal, another number with three digits."""
+    text = f"{value:.1f}" if percent else f"{value:#.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return text.replace("-", "−")
+
+
+def signed(value: float | None, percent: bool) -> str:
+    """Return a number with its sign."""
+    if value is None:
+        return "undefined"
+    return ("+" if value >= 0 else "") + number(value, percent)
+
+
+def verdict(found: Estimate) -> str:
+    """Return which of the two intervals leave 0 out."""
+    said = [
+        name
+        for name, interval in (("bootstrap", found.interval), ("Student", found.student))
+        if not has_zero(interval)
+    ]
+    return {0: "neither", 1: f"{said[0]} only" if said else "", 2: "both"}[len(said)]
+
+
+def as_markdown(table: Table) -> str:
+    """Return heading, text and table as GitHub's Markdown."""
+    lines = [f"## {table.title}", ""]
+    if table.about:
+        lines += [table.about, ""]
+    return "\n".join([*lines, *_lines([table.head, *table.rows])])
+
+
+def _lines(rows: Sequence[Iterable[str]]) -> list[str]:
+    head, *body = ["| " + " | ".join(_escaped(text) for text in row) + " |" for row in rows]
+    return [head, "|---" * len(list(rows[0])) + "|", *body]
+
+
+def _escaped(text: str) -> str:
+    """Return text that a Markdown table shows as it is, HTML and cells' ends included."""
+    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return " ".join(plain.replace("|", "\\|").split())
+
+
+__all__ = [
+    "Table",
+    "arms_table",
+    "as_markdown",
+    "contrasts_table",
+    "missing_table",
+    "overrides_table",
+    "recovery_table",
+    "runs_table",
+    "slopes_table",
+    "tables",
+    "training_table",
+]
