@@ -7,7 +7,9 @@ BIN    := $(VENV)/bin
 DATA   ?= data_configs/scenes_tiny.yaml
 RUN    ?= runs/scenes
 TRAIN  ?= tcjepa/configs/scenes_tiny.yaml
-STUDY  ?= tcjepa/ablate/studies/scenes.yaml
+# A name in tcjepa/ablate/studies, or `all`; each runs at its reduced size.
+STUDY  ?= noise
+STUDIES := $(sort $(basename $(notdir $(wildcard tcjepa/ablate/studies/*.yaml))))
 # Further `key.sub=value` overrides of the command at hand.
 ARGS   ?=
 
@@ -30,7 +32,31 @@ pretrain: setup
 
 ablation: setup
 	@test -f $(RUN)/shards/manifest.json || $(MAKE) --no-print-directory shards
-	$(BIN)/python -m tcjepa ablate $(STUDY) run=$(RUN)/ablation shards=$(RUN)/shards $(ARGS)
+	@for study in $(if $(filter all,$(STUDY)),$(STUDIES),$(STUDY)); do \
+		$(MAKE) --no-print-directory study-$$study || exit 1; done
+
+# Studies of captions that were corrupted before scoring, and of a second captioner, need shards of
+# their own.
+study-remedies study-filtering: $(RUN)/derangement/shards/manifest.json
+study-captioners: $(RUN)/captioners/shards/manifest.json
+SHARDS_captioners = $(RUN)/captioners/shards
+ARGS_remedies = constants.derangement=$(RUN)/derangement/shards
+ARGS_filtering = $(ARGS_remedies)
+
+study-%: setup
+	$(BIN)/python -m tcjepa ablate $* --reduced run=$(RUN)/ablation/$* \
+		shards=$(or $(SHARDS_$*),$(RUN)/shards) $(ARGS_$*) $(ARGS)
+
+$(RUN)/derangement/shards/manifest.json:
+	rm -rf $(RUN)/derangement
+	$(BIN)/python -m tcjepa.ablate.noisy_shards $(RUN)/shards $(RUN)/derangement \
+		kind=derangement rate=0.4
+	$(BIN)/python -m pipeline shards $(RUN)/derangement/noisy.yaml
+
+$(RUN)/captioners/shards/manifest.json:
+	$(BIN)/python -m pipeline shards data_configs/studies.yaml run=$(RUN)/captioners \
+		source.train=6000 source.test=1500 source.min_side=96 source.max_side=320 \
+		filter.image.min_side=64 part_rows=500 pack.shard_mb=8
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=85

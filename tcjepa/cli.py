@@ -7,7 +7,6 @@ modules are imported by the command that needs them, so `--help` answers at once
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -226,59 +225,15 @@ def _inspect(parsed: argparse.Namespace) -> int:
 
 
 def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", help="YAML of the study: a path, or a name in ablate/studies")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="study overrides")
-    parser.add_argument("--dry-run", action="store_true", help="print the runs it consists of")
-    parser.add_argument("--report", action="store_true", help="only write the report anew")
-    parser.add_argument(
-        "--part", metavar="I/N", help="run the I-th of N shares of the runs, for an array job"
-    )
-    parser.add_argument(
-        "--no-estimate", action="store_true", help="do not time a few steps of each kind first"
-    )
+    from tcjepa.ablate.command import add_arguments
+
+    add_arguments(parser)
 
 
 def _ablate(parsed: argparse.Namespace) -> int:
-    from tcjepa.ablate.report import write_report
-    from tcjepa.ablate.results import outcomes
-    from tcjepa.ablate.runner import chosen, run_trials
-    from tcjepa.ablate.study import StudyConfig, training_config
-    from tcjepa.ablate.trial import is_finished
+    from tcjepa.ablate.command import run
 
-    packaged = Path(__file__).parent / "ablate" / "studies" / f"{parsed.study}.yaml"
-    path = packaged if not Path(parsed.study).exists() and packaged.exists() else parsed.study
-    study = load(StudyConfig, path, parsed.overrides)
-    base, part = config_path(study.base), _part(parsed.part)
-    trials = chosen(study, part)
-    if parsed.dry_run:
-        for trial in trials:
-            training_config(study, trial, base)
-            print(f"{trial.folder}: {' '.join(trial.overrides)}")
-        return DONE
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    waiting = [trial for trial in trials if not is_finished(trial)]
-    if waiting and study.scheduler is None and not (parsed.report or parsed.no_estimate):
-        from tcjepa.ablate.cost import estimate_apart
-
-        say(estimate_apart(study, base, waiting))
-    failed = [] if parsed.report else run_trials(study, base, say, part)
-    if part is not None:
-        say(f"part {parsed.part} is over; --report writes the report once all parts are")
-        return FAILED if failed else DONE
-    found = outcomes(study)
-    if not found:
-        raise ConfigError(f"run: no trial in {study.run} is finished, so there is no report")
-    print(write_report(study, found))
-    return FAILED if failed else DONE
-
-
-def _part(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal()):
-        raise ConfigError(f"--part {text}: give two numbers, such as 2/8")
-    return int(number), int(count)
+    return DONE if run(parsed, config_path, say) else FAILED
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:

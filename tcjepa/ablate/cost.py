@@ -1,4 +1,4 @@
-"""What a study will cost, from a few steps of each kind of run it has."""
+"""What a study will cost: operations counted from the configs, and time from a few real steps."""
 
 from __future__ import annotations
 
@@ -6,24 +6,36 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
+from pipeline.schema import INDEX_FILE
+from pipeline.storage import Directory
 from tcjepa.ablate.study import StudyConfig, Trial, training_config
-from tcjepa.config import TrainConfig
+from tcjepa.bench.flops import Captions, flops_per_image, peak_flops
+from tcjepa.config import TrainConfig, unread_keys
+from tcjepa.data.index import ShardIndex
+from tcjepa.data.plan import samples_per_epoch
+from tcjepa.model.jepa import TCJEPA
+from tcjepa.text import open_text_encoder
 from tcjepa.train.distributed import World, pick_device
 from tcjepa.train.loop import optimizer_step
+from tcjepa.train.optim import make_schedule
 from tcjepa.train.run import Run
 
 _STEPS: Final = 3
-#: Sections and keys that a step's time does not depend on.
-_CHEAP: Final = ("run", "evaluate")
-_CHEAP_TRAIN: Final = ("seed", "steps", "epochs", "warmup_steps", "warmup_epochs", "lr")
+#: Sections and keys that a step's time does not depend on: length, chance, weights, selections.
+_CHEAP: Final = (
+    "run", "evaluate", "data.shards", "data.filter", "data.caption_sampling", "data.noise",
+    "data.caption_sources", "data.min_caption_quality", "data.min_caption_agreement",
+    "model.text.sparsity_weight", "model.text.consistency_weight", "train.seed", "train.steps",
+    "train.epochs", "train.warmup_steps", "train.warmup_epochs", "train.lr",
+)  # fmt: skip
+_YARDSTICK: Final = "H100"
 
 
 def estimate_apart(study: StudyConfig, base: Path, trials: Sequence[Trial]) -> str:
@@ -40,32 +52,107 @@ def estimate(study: StudyConfig, base: Path, trials: Sequence[Trial]) -> str:
 
     Loading and evaluation come on top: on a machine that keeps up, the former costs nothing.
     """
-    kinds: Counter[str] = Counter()
+    lengths = _Lengths()
     seconds: dict[str, float] = {}
+    alone = 0.0
     for trial in trials:
         config = training_config(study, trial, base)
         kind = _kind(config)
-        kinds[kind] += 1
         if kind not in seconds:
-            seconds[kind] = _seconds(config, study.threads)
-    alone = sum(seconds[kind] * count for kind, count in kinds.items())
+            seconds[kind] = _step_seconds(config, study.threads)
+        alone += seconds[kind] * lengths.of(config)
     return (
         f"{len(trials)} runs to train, {_span(alone)} of training steps if run one by one, by "
-        f"{_STEPS} steps of each of {len(kinds)} kinds of run; {study.parallel} run at a time"
+        f"{_STEPS} steps of each of {len(seconds)} kinds of run; {study.parallel} run at a time"
     )
 
 
+def operations(study: StudyConfig, base: Path, trials: Sequence[Trial]) -> str:
+    """Return a sentence on the operations that the trials' training steps take; runs none of them.
+
+    Of runs whose length is given in epochs the shards must be there, or they are left out.
+    """
+    lengths = _Lengths()
+    per_image: dict[str, float] = {}
+    total, unknown = 0.0, 0
+    for trial in trials:
+        config = training_config(study, trial, base)
+        if config.train.steps is None and missing_shards([config]):
+            unknown += 1
+            continue
+        kind = _kind(config)
+        if kind not in per_image:
+            per_image[kind] = _flops(config)
+        total += per_image[kind] * config.train.batch * lengths.of(config)
+    peak = peak_flops(_YARDSTICK)
+    assert peak is not None
+    text = (
+        f"training takes {total:.2g} floating-point operations in {len(per_image)} kinds of run, "
+        f"at least {_span(total / peak)} of an {_YARDSTICK} at its bf16 peak"
+    )
+    return text + (f"; without {unknown} runs of so many epochs of absent shards" * bool(unknown))
+
+
+def missing_shards(configs: Sequence[TrainConfig]) -> list[str]:
+    """Return the shard directories of configs that hold no index yet."""
+    found = dict.fromkeys(config.data.shards for config in configs)
+    return [shards for shards in found if not Directory(shards).exists(INDEX_FILE)]
+
+
+class _Lengths:
+    """Steps of runs; the index of each selection of images is read once."""
+
+    def __init__(self) -> None:
+        self._images: dict[tuple[str, str, str | None], int] = {}
+
+    def of(self, config: TrainConfig) -> int:
+        """Return how many steps a run takes; raises as a run would if its shards are not there."""
+        if config.train.steps is not None:
+            return config.train.steps
+        data = config.data
+        key = (data.shards, data.split, data.filter)
+        if key not in self._images:
+            with tempfile.TemporaryDirectory(prefix="tcjepa-cost-") as folder:
+                self._images[key] = len(
+                    ShardIndex.open(data.model_copy(update={"cache_dir": folder}))
+                )
+        epoch = samples_per_epoch(self._images[key], data.tail, config.train.batch)
+        return make_schedule(config.train, epoch).steps
+
+
 def _kind(config: TrainConfig) -> str:
-    """Return what decides a run's time: its config without what does not."""
-    data = config.model_dump(mode="json", exclude=set(_CHEAP))
-    data["data"].pop("noise")
-    for key in _CHEAP_TRAIN:
-        data["train"].pop(key, None)
-    return json.dumps(data, sort_keys=True) + str(config.train.steps or config.train.epochs)
+    """Return what decides the time of a run's steps: its config without what does not."""
+    data: dict[str, Any] = config.model_dump(mode="json")
+    for key in (*_CHEAP, *unread_keys(data)):
+        *sections, name = key.split(".")
+        owner: Any = data
+        for section in sections:
+            owner = (owner or {}).get(section)
+        if owner:
+            owner.pop(name, None)
+    return json.dumps(data, sort_keys=True)
 
 
-def _seconds(config: TrainConfig, threads: int | None) -> float:
-    """Return the time of a run's training steps [s], from the median of a few."""
+def _flops(config: TrainConfig) -> float:
+    """Return the operations of a training step per image; captions count as full length."""
+    text = open_text_encoder(config.text) if config.reads_captions else None
+    captions = None
+    if text is not None:
+        captions = Captions(config.data.captions_per_image, config.text.max_words)
+    if config.train.objective == "jepa":
+        with torch.device("meta"):
+            model = TCJEPA(config.model, text.width if text else None)
+        transformer = getattr(text, "model", None)
+        return flops_per_image(model, config.masks, captions, transformer).total
+    from tcjepa.bench.flops import baseline_flops
+    from tcjepa.train.objective import make_model
+
+    with torch.device("meta"):
+        return baseline_flops(make_model(config, text), captions)
+
+
+def _step_seconds(config: TrainConfig, threads: int | None) -> float:
+    """Return the time of a training step [s], the median of a few."""
     world = World(0, 1, 0, 1, pick_device(config.train.device))
     with tempfile.TemporaryDirectory(prefix="tcjepa-cost-") as folder:
         train = config.train.model_copy(update={"threads": threads or config.train.threads})
@@ -83,7 +170,7 @@ def _seconds(config: TrainConfig, threads: int | None) -> float:
             if world.device.type == "cuda":
                 torch.cuda.synchronize(world.device)
             taken.append(time.monotonic() - began)
-    return sorted(taken[1:])[_STEPS // 2] * run.schedule.steps
+    return sorted(taken[1:])[_STEPS // 2]
 
 
 def _span(seconds: float) -> str:
@@ -93,4 +180,4 @@ def _span(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-__all__ = ["estimate", "estimate_apart"]
+__all__ = ["estimate", "estimate_apart", "missing_shards", "operations"]

@@ -201,7 +201,7 @@ LISTS: dict[str, Callable[[Path, Any], tuple[Path, Expected]]] = {
     "img2dataset_shards": img2dataset_shards,
     "urls": urls,
 }
-OTHERS = {"folder", "scenes"}
+OTHERS = {"folder", "scenes", "studies"}
 
 
 def test_every_config_is_tested() -> None:
@@ -316,7 +316,8 @@ def test_folder(tmp_path: Path, image: Callable[..., bytes]) -> None:
     assert (row["url"], row["captions"]) == ("a.jpg", ["a cat"])
 
 
-def test_scenes_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["scenes", "studies"])
+def test_scenes_plan(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert main(["shards", str(CONFIGS / "scenes.yaml"), "--dry-run", f"run={run}"]) == 0
+    assert main(["shards", str(CONFIGS / f"{name}.yaml"), "--dry-run", f"run={run}"]) == 0
     assert "source: scenes, not cut yet" in capsys.readouterr().out
