@@ -9,8 +9,9 @@ is. `tcjepa.evaluate.mentions` says which words name a known object and which pa
 - Chance is the hit rate of a patch drawn evenly, for the same words: the object's share of the
   patches. It is the mean IoU of a map that marks everything, too.
 - Another object: how often a map is largest on an object that its word does not name, where the
-  image has one that another word names. A map that finds objects, whatever the word, hits these as
-  often as its own: the specificity is the difference, of the same words.
+  image has one that another word names. The specificity is the difference, of the same words: 0
+  where maps find objects whatever the word, as those of a model may that was taught by captions of
+  other images. So a pointing game above chance is no evidence of grounding by itself.
 - Mean IoU of a map's patches above a threshold with the object's, each word counting alike. Maps
   are scaled to [0, 1] each and one threshold serves all, chosen on other images than it is tested
   on (as Choe et al. 2020, arXiv 2001.07437, ask for).
@@ -56,11 +57,15 @@ class NoGroundingError(ValueError):
 
 @dataclass(frozen=True)
 class Reading:
-    """How well one way to read maps does; on the validation half what it was chosen by."""
+    """How well one way to read maps does; on the validation half what is chosen by.
+
+    `specificity` is None where no image has two objects with words.
+    """
 
     pointing: float
     miou: float
     threshold: float
+    specificity: float | None
     validation_pointing: float
     validation_miou: float
 
@@ -135,18 +140,22 @@ def score(
     best = int(hits[fitted].mean(axis=0).argmax())
     thresholds, validation = _best_thresholds(scaled[fitted], truth[fitted])
     overlaps = ious(scaled[tested], truth[tested], thresholds)
-    columns = (
-        hits[tested].mean(axis=0),
-        overlaps.mean(axis=0),
-        thresholds,
-        hits[fitted].mean(axis=0),
-        validation,
-    )
-    readings = {
-        name: Reading(*map(float, values)) for name, *values in zip(READINGS, *columns, strict=True)
-    }
     own = [found[number] for number in tested]
-    tallies = _tallies(own, uids, hits[tested, best], overlaps[:, best], maps[tested, best])
+    others, beside = _on_others(maps[tested], own)
+    readings = {
+        name: Reading(
+            pointing=float(hits[tested, number].mean()),
+            miou=float(overlaps[:, number].mean()),
+            threshold=float(thresholds[number]),
+            specificity=_mean((hits[tested] - others)[beside, number]),
+            validation_pointing=float(hits[fitted, number].mean()),
+            validation_miou=float(validation[number]),
+        )
+        for number, name in enumerate(READINGS)
+    }
+    tallies = _tallies(
+        own, uids, hits[tested, best], overlaps[:, best], np.where(beside, others[:, best], np.nan)
+    )
     result = GroundingResult(
         reading=READINGS[best],
         threshold=float(thresholds[best]),
@@ -202,21 +211,19 @@ def _best_thresholds(
 
 def _on_others(
     maps: Floats, mentions: Sequence[Mention]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return per word (W,) its map's (W, P) mean hit on other named objects; 1 if there are any."""
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return mean hits (W, R) of maps (W, R, P) on other named objects; if there are any (W,)."""
     named: dict[int, dict[str, NDArray[np.bool_]]] = {}
     for mention in mentions:
         named.setdefault(mention.image, {})[mention.category] = mention.patches
-    hits, has = np.zeros(len(mentions)), np.zeros(len(mentions))
-    for number, (own_P, mention) in enumerate(zip(maps, mentions, strict=True)):
+    hits, beside = np.zeros(maps.shape[:2]), np.zeros(len(mentions), bool)
+    for number, mention in enumerate(mentions):
         objects = named[mention.image]
         others = [patches for category, patches in objects.items() if category != mention.category]
         if others:
-            on_each = pointed(
-                np.broadcast_to(own_P, (len(others), 1, len(own_P))), np.stack(others)
-            )
-            hits[number], has[number] = on_each.mean(), 1
-    return hits, has
+            each = np.broadcast_to(maps[number], (len(others), *maps.shape[1:]))
+            hits[number], beside[number] = pointed(each, np.stack(others)).mean(axis=0), True
+    return hits, beside
 
 
 def _tallies(
@@ -224,17 +231,16 @@ def _tallies(
     uids: Sequence[str],
     hits: NDArray[np.float64],
     overlaps: NDArray[np.float64],
-    maps: Floats,
+    others: NDArray[np.float64],
 ) -> dict[str, Tally]:
-    """Return the tallies of words (W,) and their maps (W, P), over the images that have any."""
-    others, has_others = _on_others(maps, mentions)
-    every = np.ones(len(mentions))
+    """Return the tallies of words (W,), over the images that have any; `others` is nan for none."""
+    every, beside = np.ones(len(mentions)), np.isfinite(others)
     sums = {
         POINTING: (hits, every),
         CHANCE: (np.array([mention.patches.mean() for mention in mentions]), every),
         MIOU: (overlaps, every),
-        OTHER: (others, has_others),
-        SPECIFICITY: ((hits - others) * has_others, has_others),
+        OTHER: (np.where(beside, others, 0), beside),
+        SPECIFICITY: (np.where(beside, hits - others, 0), beside),
     }
     rows, place = np.unique([mention.image for mention in mentions], return_inverse=True)
     keys = [uids[row] for row in rows]
@@ -243,6 +249,10 @@ def _tallies(
         for name, pair in sums.items()
         if pair[1].any()
     }
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def _by_category(mentions: Sequence[Mention], hits: NDArray[np.float64]) -> dict[str, float]:

@@ -108,6 +108,8 @@ def measures(result: EvaluationResult) -> dict[str, Measure]:
             grounding.CHANCE: result.grounding.chance,
             grounding.MIOU: result.grounding.miou,
         }
+        if result.grounding.specificity is not None:
+            found[grounding.SPECIFICITY] = result.grounding.specificity
     return found | {f"kNN {name}": value for name, value in result.knn.items()}
 
 

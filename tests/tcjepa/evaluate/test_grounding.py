@@ -70,6 +70,7 @@ def test_perfect_maps_score_one():
     assert result.other is not None and result.other.value == 0
     assert result.specificity is not None and result.specificity.value == 1
     assert set(result.per_category.values()) == {1.0}
+    assert {reading.specificity for reading in result.readings.values()} == {1.0}
     assert list(tallies) == [POINTING, CHANCE, MIOU, OTHER, SPECIFICITY]
     assert result.left_out == {"beyond text.max_words": 3}
 
@@ -83,6 +84,7 @@ def test_random_maps_score_chance():
     assert result.words > 2000
     for reading in result.readings.values():
         assert reading.pointing == pytest.approx(chance, abs=4 * binomial)
+        assert reading.specificity == pytest.approx(0, abs=4 * 2**0.5 * binomial)
     assert result.other is not None and result.specificity is not None
     assert result.specificity.value == pytest.approx(0, abs=4 * result.specificity.error)
 
@@ -170,6 +172,7 @@ def test_every_score_against_a_plain_reference():
     assert result.other is not None and result.specificity is not None
     assert result.other.value == pytest.approx(np.mean(others))
     assert result.specificity.value == pytest.approx(np.mean(own) - np.mean(others))
+    assert chosen.specificity == pytest.approx(result.specificity.value)
     for name, value in {
         POINTING: result.pointing, CHANCE: result.chance, MIOU: result.miou,
         OTHER: result.other, SPECIFICITY: result.specificity,
@@ -190,6 +193,15 @@ def test_what_is_reported_is_chosen_without_the_test_half():
     assert (after.reading, after.threshold) == (before.reading, before.threshold)
     assert after.pointing == before.pointing
     assert after.readings[READINGS[planted]].pointing == 1
+
+
+def test_without_two_objects_in_an_image_there_is_no_specificity():
+    mentions, uids = scattered(40)
+    alone = [m for m in mentions.found if m.category == "star"]
+    result, tallies = score(noise(mentions)[: len(alone)], replace(mentions, found=alone), uids)
+    assert result.other is None and result.specificity is None
+    assert {reading.specificity for reading in result.readings.values()} == {None}
+    assert list(tallies) == [POINTING, CHANCE, MIOU]
 
 
 def test_halves_are_a_function_of_the_uid():

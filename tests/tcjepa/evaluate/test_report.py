@@ -50,7 +50,7 @@ def grounding() -> GroundingResult:
         other=None,
         specificity=None,
         per_category={"star": 0.31},
-        readings={"target, cosine, last layer": Reading(0.31, 0.31, 0.5, 0.3, 0.3)},
+        readings={"target, cosine, last layer": Reading(0.31, 0.31, 0.5, None, 0.3, 0.3)},
         images=5,
         words=9,
         validation_words=8,
