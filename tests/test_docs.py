@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,11 +36,20 @@ def test_every_result_file_is_shown_somewhere() -> None:
     assert unused == [], "result files that no page but their list names"
 
 
+def test_every_picture_is_drawn_by_a_marker() -> None:
+    drawn = {
+        marker.rest.partition("\n")[0].split()[-1]
+        for page in pages(ROOT)
+        for marker in markers(page.read_text())[0]
+        if marker.kind == "plot"
+    }
+    pictures = {p.name for p in (ROOT / "docs").rglob("*") if p.suffix in (".png", ".svg", ".jpg")}
+    assert pictures == drawn
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The repository's pages and result files, to spoil."""
-    import shutil
-
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copy(ROOT / "README.md", tmp_path)
     return tmp_path

@@ -7,6 +7,8 @@
 | `fill: a=FILE b=FILE`, lines below | those lines, `{a#PATH FORMAT}` replaced by values |
 | `each: FILE PATH`, lines below | those lines, the last once for every item of a list, \
 `{PATH FORMAT}` replaced by values of the item, — where it has none |
+| `study: FILE TABLE` | a table of a study, see `tcjepa.figures.studies` |
+| `plot: FILE PICTURE NAME.png` | a plot of a study, drawn if its numbers changed |
 | `files:` | the list of all result files |
 """
 
@@ -14,19 +16,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from tcjepa.figures.markers import FigureError, Marker
+from tcjepa.figures.studies import plot, study_table
 from tcjepa.figures.tables import file_list, table
 from tcjepa.figures.values import ABSENT, AbsentError, ResultFiles, at, formatted, referred
 
 _PLACE: Final = re.compile(r"\{([^{}\n]+)\}")
 
 
-def passage(marker: Marker, files: ResultFiles) -> str:
-    """Return what belongs between a marker's comments; raises `FigureError` with what is wrong."""
+def passage(marker: Marker, files: ResultFiles, page: Path, write: bool) -> str:
+    """Return what belongs between a marker's comments; raises `FigureError` with what is wrong.
+
+    `page` is where it stands. With `write` stale plots are drawn; without, they are an error.
+    """
     if marker.kind == "n":
         return referred(marker.rest, files)
+    if marker.kind == "plot":
+        return f"\n{plot(marker.rest, files, page, write)}\n"
     return f"\n{_BLOCKS[marker.kind](marker.rest, files)}\n"
 
 
@@ -89,6 +98,7 @@ _BLOCKS: Final[dict[str, Callable[[str, ResultFiles], str]]] = {
     "table": _table,
     "fill": _fill,
     "each": _each,
+    "study": study_table,
     "files": _files,
 }
 

@@ -51,7 +51,7 @@ def build(root: Path, write: bool) -> tuple[list[Problem], list[Problem]]:
         made: dict[Marker, str] = {}
         for marker in found:
             try:
-                made[marker] = passage(marker, files)
+                made[marker] = passage(marker, files, path, write)
             except FigureError as error:
                 wrong.append(Problem(page, marker.line, f"{marker} {error}"))
         errors += wrong

@@ -4,8 +4,8 @@ A passage lies between two HTML comments, which GitHub does not show:
 
     <!-- n: FILE#PATH FORMAT -->1.27<!-- /n -->       a value, within a line
 
-    <!-- table: FILE NAME -->                         a block: `table`, `fill`, `each` or `files`,
-    | … |                                             see `tcjepa.figures.blocks`
+    <!-- table: FILE NAME -->                         a block: `table`, `fill`, `each`, `study`,
+    | … |                                             `plot`, `files`: `tcjepa.figures.blocks`
     <!-- /table -->
 
 Comments in code, fenced or between backticks, are examples and no markers.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 INLINE: Final = "n"
-BLOCKS: Final = ("table", "fill", "each", "files")
+BLOCKS: Final = ("table", "fill", "each", "study", "plot", "files")
 
 #: Code, which holds no markers, and comments, whose `body` may be one.
 TOKEN: Final = re.compile(
