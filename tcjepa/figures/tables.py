@@ -48,7 +48,7 @@ def file_list(files: ResultFiles) -> str:
         made_by = f"`{command if isinstance(command, str) else ' '.join(command)}`"
         if content.get("transcribed"):
             made_by += f" (transcribed {content['transcribed']})"
-        about = str(content.get("about", ""))
+        about = content.get("about") or ", ".join(b["name"] for b in content.get("benches", []))
         rows.append([f"[{name}]({name})", about, made_by, content["date"][:10], hardware(content)])
     return markdown(["file", "holds", "made by", "date", "hardware"], rows)
 

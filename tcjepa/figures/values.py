@@ -81,8 +81,8 @@ def referred(reference: str, files: ResultFiles, aliases: Mapping[str, str] | No
     if not words:
         raise FigureError(f"{reference!r} is not FILE#PATH FORMAT, such as run.json#speed/ours .1f")
     for joint in (" over ", " minus "):
-        left, found, right = words.partition(joint)
-        if found:
+        left, _, right = words.partition(joint)
+        if "#" in right:
             a, b = (_looked_up(part, files, aliases or {}) for part in (left, right))
             if not (_is_number(a) and _is_number(b)):
                 raise FigureError(f"{words!r} takes two numbers, not {a!r} and {b!r}")

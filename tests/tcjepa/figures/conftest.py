@@ -14,6 +14,7 @@ RESULT: dict[str, Any] = {
     "date": "2026-01-02T03:04:05+00:00",
     "hardware": {"cpu": "a CPU", "cores": 2, "memory_gib": 4, "gpu": None},
     "speed": {"rows": [{"name": "ours", "ratio": 3.94, "ratio_range": [2.5, 5.04]}]},
+    "benches": [{"name": "speed of x"}, {"name": "of y"}],
     "seconds": 394,
     "zero": 0,
     "table": {"columns": ["what", "share"], "forms": ["s", ".1%"], "rows": [["a | b", 0.526]]},

@@ -170,7 +170,8 @@ def test_the_list_of_result_files_says_what_made_each(repository: Repository) ->
     build(root, write=True)
     text = (root / "docs/page.md").read_text()
     assert "| [other.json](other.json) | a thing | `c` (transcribed from a page) | 2026" in text
-    assert "| `python -m x bench` | 2026-01-02 | a CPU, 2 cores, 4 GiB |" in text
+    made_by = "speed of x, of y | `python -m x bench` | 2026-01-02 | a CPU, 2 cores, 4 GiB |"
+    assert f"| [run.json](run.json) | {made_by}" in text
 
 
 @settings(max_examples=60, deadline=None)

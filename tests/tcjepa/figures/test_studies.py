@@ -57,7 +57,7 @@ def test_a_table_is_narrowed_to_the_arms_and_measures_named(study: Repository) -
 @pytest.mark.parametrize(
     ("table", "row"),
     [
-        ("contrasts", "| rate 0 - I-JEPA | mIoU | +14.0 |"),
+        ("contrasts", "I-JEPA | mIoU | +14.0 |"),
         ("slopes", "| swap | −19.0 [−21.0, −17.0] ±8.0 |"),
         ("training", "| I-JEPA | 0.5 |"),
         ("runs", "| swap, rate 1 | 1 | — | 42.0 |"),
