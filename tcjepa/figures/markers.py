@@ -24,7 +24,7 @@ BLOCKS: Final = ("table", "fill", "each", "study", "plot", "files")
 #: Code, which holds no markers, and comments, whose `body` may be one.
 TOKEN: Final = re.compile(
     r"(?P<fence>^[ ]{0,3}(?P<bars>```+|~~~+)[^\n]*\n.*?(?:^[ ]{0,3}(?P=bars)[ \t]*$|\Z))"
-    r"|(?P<code>(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*\n).)+?(?<!`)(?P=ticks)(?!`))"
+    r"|(?P<code>(?<!`)(?P<ticks>`+)(?!`)(?:(?!\n[ \t]*(?:\n|<!--)).)+?(?<!`)(?P=ticks)(?!`))"
     r"|<!--\s*(?P<body>.*?)\s*-->",
     re.MULTILINE | re.DOTALL,
 )
