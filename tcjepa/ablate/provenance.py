@@ -42,10 +42,16 @@ def provenance(config: TrainConfig) -> dict[str, str]:
     from tcjepa.data.index import ShardIndex
 
     # Arms may filter the same shards differently, so the data is the index as a whole.
-    index = ShardIndex.open(config.data.model_copy(update={"filter": None}))
+    data = config.data.model_copy(update={"filter": None})
+    digest = ShardIndex.open(data).digest
+    tested = config.evaluate.shards
+    if tested not in (None, config.data.shards) and not config.evaluate.is_elsewhere:
+        split = config.evaluate.test_split
+        index = ShardIndex.open(data.model_copy(update={"shards": tested, "split": split}))
+        digest += f", tested on {index.digest}"
     return {
         "code": code_fingerprint(),
-        "data": index.digest,
+        "data": digest,
         "torch": str(torch.__version__),
         "timm": str(timm.__version__),
         "python": platform.python_version(),
@@ -70,12 +76,16 @@ def write(trial: Trial, found: dict[str, str]) -> None:
 
 
 def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
-    """Return a line per kind of provenance among finished trials: one, unless `study.mixed`.
+    """Return a line per kind of provenance among finished trials.
 
-    Raises `ConfigError` if they ran on different code or data.
+    Raises `ConfigError` if they ran on different code, or arms of the same shards on different
+    data, unless `study.mixed`. Arms whose overrides name other shards have other data by intent.
     """
-    kinds = Counter(_line(_read(trial)) for trial in trials)
-    if len({line.partition(";")[0] for line in kinds}) > 1 and not study.mixed:
+    found = [(_shards(trial), _read(trial)) for trial in trials]
+    kinds = Counter(_line(entry) for _, entry in found)
+    codes = {entry.get("code") for _, entry in found}
+    data = {(shards, entry.get("data")) for shards, entry in found}
+    if (len(codes) > 1 or len(data) > len({s for s, _ in found})) and not study.mixed:
         listed = "".join(f"  {count} runs: {line}\n" for line, count in kinds.most_common())
         raise ConfigError(
             f"the runs in {study.run} are of different code or data:\n{listed}"
@@ -83,6 +93,12 @@ def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
             "together with mixed=true, which the report then says"
         )
     return [f"{line} ({count} runs)" for line, count in kinds.most_common()]
+
+
+def _shards(trial: Trial) -> str:
+    """Return the shards that a trial's overrides name last; "" for those of the base config."""
+    named = [item for item in trial.overrides if item.startswith("data.shards=")]
+    return named[-1] if named else ""
 
 
 def _read(trial: Trial) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.settings import ConfigError
+from tcjepa.ablate import kept
 from tcjepa.ablate.study import StudyConfig, Trial, trials_of
 from tcjepa.ablate.trial import is_finished, own_config
 from tcjepa.evaluate import agreement
@@ -107,7 +108,7 @@ def _outcome(trial: Trial) -> Outcome:
         trial,
         trained,
         untrained,
-        _last_readings(Path(trial.folder)),
+        _last_readings(Path(trial.folder)) | kept.read(Path(trial.folder)),
         rows.get("minutes"),
         rows.get("hardware"),
         json.dumps([config.model.encoder, config.model.encoder_kwargs], sort_keys=True),

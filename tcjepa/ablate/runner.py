@@ -11,7 +11,7 @@ from typing import Protocol
 
 from pipeline.progress import Progress
 from pipeline.settings import ConfigError
-from tcjepa.ablate import provenance
+from tcjepa.ablate import kept, provenance
 from tcjepa.ablate.study import StudyConfig, Trial, training_config, trials_of
 from tcjepa.ablate.trial import TrialBusyError, is_finished, last_lines, start, write_config
 
@@ -53,12 +53,15 @@ def run_trials(
         training_config(study, trial, base)
     configs = {trial: write_config(study, trial, base) for trial in trials}
     waiting = [trial for trial in trials if not is_finished(trial)]
-    by_shards: dict[str, dict[str, str]] = {}
+    by_shards: dict[tuple[str, str | None], dict[str, str]] = {}
+    shares = kept.KeptShares()
     for trial in waiting:
-        shards = configs[trial].data.shards
+        config = configs[trial]
+        shards = (config.data.shards, config.evaluate.shards)
         if shards not in by_shards:
-            by_shards[shards] = provenance.provenance(configs[trial])
+            by_shards[shards] = provenance.provenance(config)
         provenance.write(trial, by_shards[shards])
+        kept.write(trial, shares.of(config))
     place = _place(study)
     try:
         return _run(place, trials, waiting, say)

@@ -159,11 +159,12 @@ def curves_of(study: StudyConfig) -> list[Curve]:
 
 
 def remedies_of(study: StudyConfig, recovery: RecoveryConfig) -> list[Arm]:
-    """Return the arms whose share of what noise took is asked for."""
+    """Return the arms whose share of what noise took is asked for, without those left out."""
     arms = {arm.name: arm for arm in arms_of(study)}
     if recovery.remedies is not None:
-        return [arms[name] for name in recovery.remedies]
-    grids = {dict(place).get(GRID) for place in arms[recovery.noisy].places}
+        return [arms[name] for name in recovery.remedies if name in arms]
+    noisy = arms.get(recovery.noisy)
+    grids = {dict(place).get(GRID) for place in (noisy.places if noisy else ())}
     return [
         arm
         for arm in arms.values()
