@@ -10,7 +10,7 @@ Shapes: R replicates, n images, S seeds.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -114,21 +114,21 @@ class Combined:
         return student(self.values)
 
 
-def combine(terms: Mapping[str, float], arms: Mapping[str, Repeated]) -> Combined | None:
+def combine(terms: Sequence[tuple[float, str]], arms: Mapping[str, Repeated]) -> Combined | None:
     """Return Σ coefficient · arm on the seeds that all arms have; None if there is no such seed.
 
     Arms are paired: a seed's initial weights, data order and test images are the same in all.
     """
-    if any(name not in arms for name in terms):
+    if any(name not in arms for _, name in terms):
         return None
-    seeds = set.intersection(*(set(arms[name].values) for name in terms))
+    seeds = set.intersection(*(set(arms[name].values) for _, name in terms))
     if not seeds:
         return None
     order = tuple(sorted(seeds))
     values, replicates = [], []
     for seed in order:
-        values.append(sum(c * arms[name].values[seed] for name, c in terms.items()))
-        replicates.append(sum(c * arms[name].replicates[seed] for name, c in terms.items()))
+        values.append(sum(c * arms[name].values[seed] for c, name in terms))
+        replicates.append(sum(c * arms[name].replicates[seed] for c, name in terms))
     return Combined(order, tuple(values), np.stack(replicates, axis=1))
 
 

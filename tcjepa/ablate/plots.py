@@ -8,6 +8,7 @@ one Student's over seeds, cut off where it leaves the panel.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +28,20 @@ from tcjepa.ablate.drawing import (
     upright,
 )
 from tcjepa.ablate.panels import Panel, is_numeric, panels
-from tcjepa.ablate.schema import Estimate, Interval, Measured, RecoveryRecord, StudyResult
+from tcjepa.ablate.schema import (
+    MINUS,
+    Estimate,
+    Interval,
+    Measured,
+    RecoveryRecord,
+    StudyResult,
+)
 
 _WIDTH: Final = 2.9
 _HEIGHT: Final = 2.3
 _ROW: Final = 0.2
+_LINE: Final = 0.11
+_NAME: Final = 36
 _COLUMNS: Final = 3
 _BARS: Final = "Thick bar: bootstrap's 95% interval; thin bar: Student's over seeds."
 _LEVELS: Final = Style(BLACK, "", (0, (5, 2)))
@@ -201,7 +211,10 @@ def _rows(
     scale: float = 1,
 ) -> Any:
     """Draw a row per name and a panel per column, lines at the places that mean something."""
-    figure, grid = _grid(len(columns), 0.5 + _ROW * len(rows), share=False)
+    names = [_wrapped(name) for name, _, _ in rows]
+    deepest = max((name.count("\n") for name in names), default=0)
+    height = _ROW + _LINE * deepest
+    figure, grid = _grid(len(columns), 0.5 + height * len(rows), share=False)
     for number, (panel, (key, title)) in enumerate(zip(grid, columns, strict=True)):
         tidy(panel)
         panel.grid(False, axis="y")
@@ -221,12 +234,17 @@ def _rows(
         if span is not None:
             panel.set_xlim(*span)
         panel.set_ylim(len(rows) - 0.5, -0.5)
-        panel.set_yticks(
-            range(len(rows)), [name for name, _, _ in rows] if number % _COLUMNS == 0 else []
-        )
+        panel.set_yticks(range(len(rows)), names if number % _COLUMNS == 0 else [])
         panel.tick_params(axis="y", length=0)
         panel.set_title(title, loc="left")
     return figure
+
+
+def _wrapped(name: str) -> str:
+    """Return a row's name over lines; the second arm of a difference begins one."""
+    first, minus, second = name.partition(MINUS)
+    lines = textwrap.wrap(first, _NAME)
+    return "\n".join(lines + (textwrap.wrap(minus.lstrip() + second, _NAME) if minus else []))
 
 
 def _titled(measure: Measured) -> str:

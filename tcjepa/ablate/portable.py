@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-#: A path from the root or a home folder: at least two parts, so that "w/o" and "/" stay; no URL.
-_ABSOLUTE: Final = re.compile(r"(?<![\w.:/~])~?/(?:[^\s/\"',;()]+/)+([^\s/\"',;()]+)?")
+_PART: Final = r"[^\s/\"',;()\[\]]+"
+#: A path from the root or a home folder; what stands before it is no part of a URL or "w/o".
+_ABSOLUTE: Final = re.compile(rf"(?<![\w.:/~])~?/(?:{_PART}/)*({_PART}/?)")
 
 
 def portable(value: Any) -> Any:

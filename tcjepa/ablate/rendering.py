@@ -79,8 +79,9 @@ def _reading(result: StudyResult) -> list[str]:
         )
     elif seeds < 10:
         lines.append(
-            f"With {seeds} seeds the bootstrap is too narrow and Student's interval, which takes "
-            "seeds as normal, is wide; where they disagree on 0, the answer is not settled."
+            f"With {seeds} seeds the bootstrap sees too little of what other seeds would give; "
+            "Student's interval allows for that, but sees of the test images only what differs "
+            "between seeds. Believe the wider."
         )
     compared = sum(len(record.measures) for record in result.contrasts)
     if compared > 1:

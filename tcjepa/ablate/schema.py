@@ -25,7 +25,7 @@ this file alone. Numbers are rounded to six digits. Top level:
                    encoders with random weights are trials of their arms, once per seed
     missing        [{arm, seed, begun, last_words}]: runs without a result
     estimates      {measure: {arm: ESTIMATE}}: means over seeds
-    contrasts      [{name, better, worse, measures: {measure: ESTIMATE}}]: better - worse
+    contrasts      [{name, better, worse, measures: {measure: ESTIMATE}}]: better − worse
     slopes         [{curve, measures: {measure: ESTIMATE}}]: change per unit of x
     recoveries     [{name, clean, noisy, losses: {measure: ESTIMATE}, shares: {arm: {measure:
                    ESTIMATE}}}]: losses clean - noisy, shares (arm - noisy) / (clean - noisy), 1 is
@@ -52,6 +52,8 @@ from pipeline.storage import Directory
 RESULT_FILE: Final = "result.json"
 FORMAT: Final = 1
 _DIGITS: Final = 6
+MINUS: Final = " − "
+"""Stands between the arms of a contrast in its name."""
 
 Scalar = str | int | float | bool | None
 Interval = tuple[float, float]
@@ -224,6 +226,7 @@ def _rounded(value: Any) -> Any:
 
 
 __all__ = [
+    "MINUS",
     "RESULT_FILE",
     "ArmRecord",
     "BootstrapRecord",

@@ -16,6 +16,7 @@ from tcjepa.ablate.measurements import Arms, Twins, random_arms, repeated
 from tcjepa.ablate.portable import portable
 from tcjepa.ablate.results import Outcome
 from tcjepa.ablate.schema import (
+    MINUS,
     ArmRecord,
     BootstrapRecord,
     ContrastRecord,
@@ -28,12 +29,12 @@ from tcjepa.ablate.schema import (
     StudyResult,
     TrialRecord,
 )
-from tcjepa.ablate.study import StudyConfig, Trial, arms_of, curves_of, trials_of
+from tcjepa.ablate.study import StudyConfig, Trial, arms_of, curves_of, remedies_of, trials_of
 from tcjepa.ablate.trial import has_begun, last_lines
 
 #: Keys of a study that say where and how fast it runs, not what it is.
 _PLACE: Final = frozenset(
-    {"run", "shards", "paths", "parallel", "threads", "scheduler", "resources", "reduced", "asks"}
+    {"run", "shards", "parallel", "threads", "scheduler", "resources", "reduced", "asks"}
 )
 _LAST_WORDS: Final = 400
 
@@ -71,7 +72,7 @@ def summarise(
         trials=(*(_trial(outcome) for outcome in found), *_twin_trials(twins)),
         missing=tuple(_missing(study, found)),
         estimates={
-            measure: {name: _estimate(combine({name: 1.0}, own)) for name in own}
+            measure: {name: _estimate(combine([(1.0, name)], own)) for name in own}
             for measure, own in arms.items()
         },
         contrasts=tuple(_contrasts(study, arms)),
@@ -95,10 +96,12 @@ def _estimate(found: Combined | None) -> Estimate:
 def _contrasts(study: StudyConfig, arms: Arms) -> list[ContrastRecord]:
     records = []
     for better, worse in study.contrasts:
-        both = {m: combine({better: 1.0, worse: -1.0}, own) for m, own in arms.items()}
+        both = {m: combine([(1.0, better), (-1.0, worse)], own) for m, own in arms.items()}
         found = {m: _estimate(one) for m, one in both.items() if one is not None}
         records.append(
-            ContrastRecord(name=f"{better} − {worse}", better=better, worse=worse, measures=found)
+            ContrastRecord(
+                name=f"{better}{MINUS}{worse}", better=better, worse=worse, measures=found
+            )
         )
     return records
 
@@ -117,7 +120,7 @@ def _slopes(study: StudyConfig, arms: Arms) -> list[SlopeRecord]:
             if len({x for x, _ in known}) < 2:
                 continue
             coefficients = slope_coefficients([x for x, _ in known])
-            terms = {name: c for (_, name), c in zip(known, coefficients, strict=True)}
+            terms = [(c, name) for (_, name), c in zip(known, coefficients, strict=True)]
             fitted = combine(terms, own)
             if fitted is not None:
                 found[measure] = _estimate(fitted)
@@ -128,21 +131,20 @@ def _slopes(study: StudyConfig, arms: Arms) -> list[SlopeRecord]:
 
 def _recoveries(study: StudyConfig, arms: Arms) -> list[RecoveryRecord]:
     records = []
-    grid = [arm.name for arm in arms_of(study) if arm.places]
     for entry in study.recovery:
         clean, noisy = entry.clean, entry.noisy
-        remedies = entry.remedies or [name for name in grid if name not in (clean, noisy)]
+        remedies = [arm.name for arm in remedies_of(study, entry)]
         losses: dict[str, Estimate] = {}
         shares: dict[str, dict[str, Estimate]] = {name: {} for name in remedies}
         for measure, own in arms.items():
-            lost = combine({clean: 1.0, noisy: -1.0}, own)
+            lost = combine([(1.0, clean), (-1.0, noisy)], own)
             if lost is None or results.scale(measure) == 1:
                 continue
             losses[measure] = _estimate(lost)
             for name in remedies:
                 # On the seeds that all three have: the loss is taken on the same.
-                won = combine({name: 1.0, noisy: -1.0, clean: 0.0}, own)
-                same = combine({clean: 1.0, noisy: -1.0, name: 0.0}, own)
+                won = combine([(1.0, name), (-1.0, noisy), (0.0, clean)], own)
+                same = combine([(1.0, clean), (-1.0, noisy), (0.0, name)], own)
                 if won is not None and same is not None:
                     shares[name][measure] = Estimate(**vars(share(won, same)))
         records.append(

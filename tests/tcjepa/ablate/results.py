@@ -80,7 +80,7 @@ def made_up() -> StudyResult:
         | {"text gain": {n: estimate(0.01 * v, 0.003) for n, v in arms.items() if "rate" in n}},
         contrasts=(
             ContrastRecord(
-                name="rate 0 - I-JEPA",
+                name="rate 0 − I-JEPA",
                 better="rate 0",
                 worse="I-JEPA",
                 measures={"linear colour": estimate(20, 1.1), "mIoU": estimate(14, 5)},

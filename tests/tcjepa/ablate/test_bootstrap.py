@@ -52,7 +52,7 @@ def by_loops(tallies: dict[int, Tally], replicates: int) -> list[float]:
 
 def test_agrees_with_loops() -> None:
     tallies = {seed: tallied(seed, 0.4 + 0.05 * seed) for seed in SEEDS}
-    ours = combine({"a": 1}, {"a": repeated(ImageDraws(IMAGES), tallies)})
+    ours = combine([(1, "a")], {"a": repeated(ImageDraws(IMAGES), tallies)})
     assert ours is not None and ours.interval is not None
     plain = np.quantile(by_loops(tallies, 1000), [0.025, 0.975])
     width = plain[1] - plain[0]
@@ -69,7 +69,7 @@ def test_agrees_with_scipys_bootstrap_of_a_paired_difference() -> None:
         name: repeated(draws, {0: Tally.of_values(IMAGES, hits)})
         for name, hits in (("better", better), ("worse", worse))
     }
-    ours = combine({"better": 1, "worse": -1}, arms)
+    ours = combine([(1, "better"), (-1, "worse")], arms)
     assert ours is not None and ours.interval is not None
     theirs = scipy.bootstrap(
         (better, worse),
@@ -93,7 +93,7 @@ def test_identical_arms_differ_by_exactly_nothing(seed: int, per_image: bool) ->
     else:
         flat = {s: np.full(50, t.value) for s, t in tallies.items()}
         arms = {n: Repeated({s: t.value for s, t in tallies.items()}, flat) for n in "ab"}
-    found = combine({"a": 1, "b": -1}, arms)
+    found = combine([(1, "a"), (-1, "b")], arms)
     assert found is not None
     assert (found.value, found.interval, found.student) == (0, (0, 0), (0, 0))
 
@@ -111,8 +111,8 @@ def test_recovery_does_not_depend_on_scale_or_origin(seed: int, scale: float, at
             values = {s: factor * (level + own[0]) + origin for s, own in spread[name].items()}
             drawn = {s: factor * (level + own[1:]) + origin for s, own in spread[name].items()}
             arms[name] = Repeated(values, drawn)
-        won = combine({"remedy": 1, "noisy": -1}, arms)
-        lost = combine({"clean": 1, "noisy": -1}, arms)
+        won = combine([(1, "remedy"), (-1, "noisy")], arms)
+        lost = combine([(1, "clean"), (-1, "noisy")], arms)
         assert won is not None and lost is not None
         found = share(won, lost)
         assert found.value is not None and found.interval is not None
@@ -128,12 +128,12 @@ def test_recovery_of_clean_is_all_of_noisy_nothing_and_of_no_loss_undefined() ->
         "clean": repeated(draws, {s: tallied(s, 0.8) for s in SEEDS}),
         "noisy": repeated(draws, {s: tallied(s, 0.4) for s in SEEDS}),
     }
-    lost = combine({"clean": 1, "noisy": -1}, arms)
+    lost = combine([(1, "clean"), (-1, "noisy")], arms)
     assert lost is not None
     everything = share(lost, lost)
     assert everything.value == 1
     assert everything.interval == everything.student == pytest.approx((1, 1))
-    nothing = combine({"noisy": 0, "clean": 0}, arms)
+    nothing = combine([(0, "noisy"), (0, "clean")], arms)
     assert nothing is not None
     assert share(nothing, lost).value == 0
     assert share(lost, nothing).value is None
@@ -146,12 +146,12 @@ def test_arms_are_paired_by_the_seeds_they_share() -> None:
         "b": repeated(draws, {s: tallied(s) for s in (1, 2, 5)}),
         "c": repeated(draws, {9: tallied(9)}),
     }
-    found = combine({"a": 1, "b": -1}, arms)
+    found = combine([(1, "a"), (-1, "b")], arms)
     assert found is not None
     assert found.seeds == (1, 2)
     assert found.interval == (0, 0)
-    assert combine({"a": 1, "c": -1}, arms) is None
-    assert combine({"a": 1, "absent": -1}, arms) is None
+    assert combine([(1, "a"), (-1, "c")], arms) is None
+    assert combine([(1, "a"), (-1, "absent")], arms) is None
 
 
 def test_images_are_paired_by_their_keys() -> None:
@@ -176,7 +176,7 @@ def test_draws_are_the_same_every_time_and_have_the_set_s_size() -> None:
 
 
 def test_one_seed_without_images_has_no_interval() -> None:
-    one = combine({"a": 1}, {"a": Repeated({0: 2.0}, {0: np.full(10, 2.0)})})
+    one = combine([(1, "a")], {"a": Repeated({0: 2.0}, {0: np.full(10, 2.0)})})
     assert one is not None
     assert (one.value, one.interval, one.student) == (2.0, None, None)
     with pytest.raises(ValueError, match="no pairs"):
@@ -203,7 +203,7 @@ def test_intervals_cover_the_truth() -> None:
     for _ in range(200):
         tallies = simulated(draw, 8, 150)
         draws = ImageDraws(tallies[0].images, 300)
-        found = combine({"a": 1}, {"a": repeated(draws, tallies)})
+        found = combine([(1, "a")], {"a": repeated(draws, tallies)})
         assert found is not None and found.interval is not None
         covered += found.interval[0] <= truth <= found.interval[1]
     assert 0.85 < covered / 200 <= 1
