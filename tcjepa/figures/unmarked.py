@@ -1,8 +1,8 @@
 """Numbers that look like results and stand outside every marker, where nothing keeps them true.
 
-A number looks like a result if it has decimals, or is a share, a rate or a multiple. In code,
-fenced or between backticks, it is a setting: so `λ = 0.1` is written as code. Whole numbers are let
-be.
+A number looks like a result if it has decimals, or is a share, a rate or a multiple; other whole
+numbers are let be, and so are tens of percent, in which rates of noise are given. In code, fenced
+or between backticks, it is a setting: so `λ = 0.1` is written as code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tcjepa.figures.markers import TOKEN, Fault, Marker
 #: Pages that tell results; elsewhere decimals are defaults, limits and other people's figures.
 RESULT_PAGES: Final = ("README.md", "docs/results.md", "docs/findings.md", "docs/decisions.md")
 _RESULT: Final = re.compile(
-    r"(?<![\w.,/#=-])[+−-]?\d[\d,]*"
+    r"(?<![\w.,/#=-])(?!(?:\d?0|100)\s?%)[+−-]?\d[\d,]*"
     r"(?:\.\d+(?![\w.]|/\d)|½|(?=(?:\s?(?:%(?! interval)|±|images/s|points\b|times\b)|x\b)))"
 )
 

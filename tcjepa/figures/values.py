@@ -117,16 +117,25 @@ def _get(data: Any, step: str) -> Any:
     if isinstance(data, list):
         if step.isdecimal():
             return data[int(step)] if int(step) < len(data) else None
-        named = [item for item in data if any(_get(item, key) == step for key in _NAMES)]
-        return named[0] if named and isinstance(named[0], dict) else None
+        named = (item for item in data if isinstance(item, dict))
+        return next((item for item in named if _plain(step) in _names(item)), None)
     return None
+
+
+def _names(item: dict[str, Any]) -> list[str]:
+    return [_plain(str(item[key])) for key in _NAMES if key in item]
+
+
+def _plain(name: str) -> str:
+    """Return a name with a minus that can be typed."""
+    return name.replace("−", "-")
 
 
 def _items(data: Any) -> list[str]:
     if not isinstance(data, list):
         return [repr(data)]
-    names = [next((str(i[k]) for k in _NAMES if isinstance(i, dict) and k in i), "") for i in data]
-    return [name or str(number) for number, name in enumerate(names)]
+    names = [_names(item) if isinstance(item, dict) else [] for item in data]
+    return [own[0] if own else str(number) for number, own in enumerate(names)]
 
 
 def formatted(value: Any, form: str) -> str:

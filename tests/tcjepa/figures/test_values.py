@@ -55,7 +55,7 @@ def test_paths_go_through_names_arms_numbers_and_names_with_slashes(tmp_path: Pa
         "command": "c",
         "date": "2026-01-01",
         "hardware": "h",
-        "trials": [{"arm": "rate 0.4, a", "values": {"kNN": 5}}, {"name": "b", "speed": 2}],
+        "trials": [{"arm": "rate 0.4, a", "values": {"kNN": 5}}, {"name": "b − c", "speed": 2}],
         "found": {"ours / theirs, 2 workers": 2.6},
     }
     (tmp_path / "x.json").write_text(json.dumps(content))
@@ -63,7 +63,7 @@ def test_paths_go_through_names_arms_numbers_and_names_with_slashes(tmp_path: Pa
     assert referred("x.json#trials/rate 0.4, a/values/kNN d", files) == "5"
     assert referred("x.json#trials/1/speed d", files) == "2"
     assert referred("x.json#found/ours / theirs, 2 workers .1f", files) == "2.6"
-    over = "f#trials/rate 0.4, a/values/kNN over f#trials/b/speed .1f"
+    over = "f#trials/rate 0.4, a/values/kNN over f#trials/b - c/speed .1f"
     assert referred(over, files, {"f": "x.json"}) == "2.5"
     assert referred(over.replace("over", "minus"), files, {"f": "x.json"}) == "3.0"
     assert referred("x.json#found/ours /\ntheirs, 2 workers\n.1f", files) == "2.6"
