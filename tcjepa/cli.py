@@ -168,7 +168,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    from tcjepa.config import TrainConfig, cached_in_run, differences
+    from tcjepa.config import TrainConfig, cached_in_run, differences, stored
     from tcjepa.train import checkpoint
     from tcjepa.train.pretrain import evaluate_found
 
@@ -180,9 +180,8 @@ def _evaluate(parsed: argparse.Namespace) -> int:
             f"{target} lies in no run's {checkpoint.FOLDER}/ folder, where its results would go; "
             f"move it to RUN/{checkpoint.FOLDER}/"
         )
-    # The cache of the run that it came from need not exist here.
-    stored = {**found.config, "run": str(run), "data": {**found.config["data"], "cache_dir": None}}
-    config = cached_in_run(reload(TrainConfig, stored, parsed.config, parsed.overrides))
+    own = stored(found.config, run)
+    config = cached_in_run(reload(TrainConfig, own, parsed.config, parsed.overrides))
     changed = differences(found.config, config.model_dump(mode="json"))
     if changed:
         raise ConfigError(
@@ -201,7 +200,14 @@ def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="runs: the page (HTML) to write")
     parser.add_argument("--split", default="train", help="shards: rows of this split")
-    parser.add_argument("--samples", type=int, default=3, help="shards: samples to show")
+    parser.add_argument(
+        "--pointing", type=Path, metavar="FILE",
+        help="one run: the picture (PNG) to write of the patches that words of its first test "
+        "images point at; it must have been evaluated with the task grounding",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=int, default=3, help="shards: samples to show; --pointing: images"
+    )
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
@@ -209,6 +215,14 @@ def _inspect(parsed: argparse.Namespace) -> int:
     from tcjepa.watch.runfiles import is_run
 
     first, *rest = parsed.targets
+    if parsed.pointing is not None:
+        from tcjepa.watch.grounded import picture
+
+        if rest or not is_run(Path(first)):
+            raise ConfigError("inspect: --pointing draws one run; name its directory alone")
+        parsed.pointing.write_bytes(picture(Path(first), parsed.samples, say))
+        print(f"words and where they point: {parsed.pointing}")
+        return DONE
     if is_run(Path(first)):
         print(describe_runs([Path(target) for target in parsed.targets], parsed.out))
         return DONE

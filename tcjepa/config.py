@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -202,6 +203,17 @@ def cached_in_run(config: TrainConfig) -> TrainConfig:
         return config
     data = config.data.model_copy(update={"cache_dir": f"{config.run}/cache"})
     return config.model_copy(update={"data": data})
+
+
+def stored(config: dict[str, Any], run: str | Path) -> dict[str, Any]:
+    """Return a checkpoint's config, as plain data, for an evaluation in the directory `run`.
+
+    The cache of the run that it came from need not exist here, and settings of evaluations that
+    this version does not have say nothing of how it was trained.
+    """
+    known = {k: v for k, v in config["evaluate"].items() if k in EvaluationSection.model_fields}
+    data = {**config["data"], "cache_dir": None}
+    return {**config, "run": str(run), "data": data, "evaluate": known}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

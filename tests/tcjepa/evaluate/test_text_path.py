@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from pipeline.schema import Caption
 from tcjepa.cli import main
+from tcjepa.config import TrainConfig, stored
 from tcjepa.evaluate.agreement import GAIN, NONE, RIGHT, SWAPPED
 from tcjepa.evaluate.config import EvaluateConfig
 from tcjepa.evaluate.grounding import CHANCE, MIOU, POINTING
@@ -22,7 +25,7 @@ from tcjepa.evaluation import captioned_images
 from tcjepa.masks import MaskConfig
 from tcjepa.text import HashedEncoder, TextConfig
 from tests.tcjepa.evaluate.captioned import WORDS, box, images_of, tiny_model
-from tests.tcjepa.shards import Caption, caption, write_shards
+from tests.tcjepa.shards import caption, write_shards
 from tests.tcjepa.train.runs import tiny_config, write_config
 
 CPU = torch.device("cpu")
@@ -30,7 +33,7 @@ COUNT = 60
 COLOURS = {"star": "red", "ring": "blue"}
 
 
-def objects_of(number: int) -> list[dict[str, object]]:
+def objects_of(number: int) -> list[dict[str, Any]]:
     side = 0.5 * (number % 2)
     name = "star" if number % 4 < 2 else "ring"
     return [box(name, side + 0.1, 0.3, side + 0.4, 0.7)]
@@ -164,7 +167,7 @@ def tiny_evaluation() -> EvaluateConfig:
 def test_what_is_shown_does_not_depend_on_how_captions_were_trained_on(tmp_path: Path) -> None:
     scenes(tmp_path)
 
-    def shown(*overrides: str):
+    def shown(*overrides: str) -> tuple[tuple[str, ...], list[list[str]]]:
         found = captioned_images(tiny_config(tmp_path, *overrides))
         return found.uids, found.texts(range(len(found)))
 
@@ -187,3 +190,10 @@ def test_what_is_shown_does_not_depend_on_how_captions_were_trained_on(tmp_path:
     assert any("here" in text for own in texts for text in own)
     assert shown("evaluate.captioned_images=5", "evaluate.batch=3")[0] == uids[:5]
     assert shown("evaluate.max_test=4")[0] == uids[:4]
+
+
+def test_settings_of_evaluations_that_are_gone_do_not_stop_a_checkpoint(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "evaluate.batch=3").model_dump(mode="json")
+    old = {**config, "evaluate": {**config["evaluate"], "text_gain_images": 512}}
+    found = TrainConfig.model_validate(stored(old, tmp_path / "elsewhere"))
+    assert found.evaluate.batch == 3 and found.run == str(tmp_path / "elsewhere")
