@@ -19,7 +19,10 @@ from tcjepa.config import TrainConfig
 PROVENANCE = "provenance.json"
 #: Parts of the package that compute a result; how it is watched, shown or timed is none of them.
 _ROOMS: Final = ("data", "evaluate", "model", "train")
-_FILES: Final = ("config.py", "evaluation.py", "keyed.py", "masks*.py", "noise*.py", "text*.py")
+_FILES: Final = (
+    "config.py", "evaluation.py", "keyed.py", "masks*.py", "noise*.py", "text*.py",
+    "watch/attention.py",  # the maps that grounding measures
+)  # fmt: skip
 
 
 @lru_cache(maxsize=1)
