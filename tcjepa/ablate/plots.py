@@ -133,9 +133,8 @@ def _curve_panel(at: Any, result: StudyResult, panel: Panel, measure: Measured) 
             upright(at, x + shift, own[name], look)
             seeds = [t.values[measure.name] for t in result.trials
                      if t.arm == name and measure.name in t.values]  # fmt: skip
-            at.plot(
-                [x + shift] * len(seeds), seeds, ".", color=look.colour, alpha=0.45, ms=3, mew=0
-            )
+            beside = [x + shift + 0.7 * step] * len(seeds)
+            at.plot(beside, seeds, "o", color=look.colour, alpha=0.6, ms=2, mew=0)
             spans += [*shown(own[name]), (min(seeds), max(seeds))]
         at.plot(
             [x + shift for x, _ in points], [own[name].value for _, name in points],

@@ -5,6 +5,7 @@ A cell is `value [low, high] ±half`: the bootstrap's interval, and half of Stud
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -67,9 +68,9 @@ def contrasts_table(result: StudyResult) -> Table:
         (
             record.name,
             measure,
-            signed(found.value, units[measure] == "%"),
-            ends(found.interval, units[measure] == "%"),
-            ends(found.student, units[measure] == "%"),
+            signed(found.value, decimals := _decimals(found, units[measure] == "%")),
+            ends(found.interval, decimals),
+            ends(found.student, decimals),
             str(found.seeds),
             verdict(found),
         )
@@ -140,8 +141,9 @@ def runs_table(result: StudyResult) -> Table:
     percent = {m.name: m.unit == "%" for m in result.measures}
     rows = []
     for trial in result.trials:
+        own = trial.values
         values = (
-            number(trial.values[n], percent[n]) if n in trial.values else ABSENT for n in names
+            number(own[n], _digits(own[n], percent[n])) if n in own else ABSENT for n in names
         )
         minutes = ABSENT if trial.minutes is None else f"{trial.minutes:.1f}"
         rows.append((trial.arm, str(trial.seed), minutes, *values))
@@ -172,14 +174,15 @@ def overrides_table(result: StudyResult) -> Table:
 
 
 def cell(found: Estimate, percent: bool, sign: bool = False) -> str:
-    """Return `value [low, high] ±half`, without what is not known."""
+    """Return `value [low, high] ±half`, without what is not known, to as many decimals each."""
     if found.value is None:
         return "undefined"
-    parts = [signed(found.value, percent) if sign else number(found.value, percent)]
+    decimals = _decimals(found, percent)
+    parts = [signed(found.value, decimals) if sign else number(found.value, decimals)]
     if found.interval is not None:
-        parts.append(ends(found.interval, percent))
+        parts.append(ends(found.interval, decimals))
     if found.student is not None:
-        parts.append(f"±{number((found.student[1] - found.student[0]) / 2, percent)}")
+        parts.append(f"±{number((found.student[1] - found.student[0]) / 2, decimals)}")
     return " ".join(parts)
 
 
@@ -195,24 +198,35 @@ def share_cell(found: Estimate) -> str:
     return text
 
 
-def ends(interval: Interval | None, percent: bool) -> str:
+def ends(interval: Interval | None, decimals: int) -> str:
     """Return `[low, high]`."""
     if interval is None:
         return ABSENT
-    return f"[{number(interval[0], percent)}, {number(interval[1], percent)}]"
+    return f"[{number(interval[0], decimals)}, {number(interval[1], decimals)}]"
 
 
-def number(value: float, percent: bool) -> str:
-    """Return a percentage with one decimal, another number with three digits."""
-    text = f"{value:.1f}" if percent else f"{value:#.3g}" if abs(value) < 100 else f"{value:.0f}"
-    return text.replace("-", "−")
+def number(value: float, decimals: int) -> str:
+    """Return a number with a real minus sign."""
+    return f"{value:.{decimals}f}".replace("-", "−")
 
 
-def signed(value: float | None, percent: bool) -> str:
+def signed(value: float | None, decimals: int) -> str:
     """Return a number with its sign."""
     if value is None:
         return "undefined"
-    return ("+" if value >= 0 else "") + number(value, percent)
+    return ("+" if value >= 0 else "") + number(value, decimals)
+
+
+def _decimals(found: Estimate, percent: bool) -> int:
+    """Return the decimals that show an estimate: one of a percentage, three digits of another."""
+    largest = max(abs(v) for v in (found.value or 0, *(found.interval or ())))
+    return _digits(largest, percent)
+
+
+def _digits(value: float, percent: bool) -> int:
+    if percent:
+        return 1
+    return 2 if not value else min(max(2 - math.floor(math.log10(abs(value))), 0), 6)
 
 
 def verdict(found: Estimate) -> str:
