@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -63,7 +63,7 @@ def estimate(study: StudyConfig, base: Path, trials: Sequence[Trial]) -> str:
         alone += seconds[kind] * lengths.of(config)
     return (
         f"{len(trials)} runs to train, {_span(alone)} of training steps if run one by one, by "
-        f"{_STEPS} steps of each of {len(seconds)} kinds of run; {study.parallel} run at a time"
+        f"{_STEPS} steps of each of {_kinds(seconds)}; {study.parallel} run at a time"
     )
 
 
@@ -84,13 +84,13 @@ def operations(study: StudyConfig, base: Path, trials: Sequence[Trial]) -> str:
         if kind not in per_image:
             per_image[kind] = _flops(config)
         total += per_image[kind] * config.train.batch * lengths.of(config)
+    text = f"training takes {total:.2g} floating-point operations in {_kinds(per_image)}"
     peak = peak_flops(_YARDSTICK)
-    assert peak is not None
-    text = (
-        f"training takes {total:.2g} floating-point operations in {len(per_image)} kinds of run, "
-        f"at least {_span(total / peak)} of an {_YARDSTICK} at its bf16 peak"
-    )
-    return text + (f"; without {unknown} runs of so many epochs of absent shards" * bool(unknown))
+    if peak is not None and total / peak >= 60:
+        text += f", at least {_span(total / peak)} of an {_YARDSTICK} at its bf16 peak"
+    if unknown:
+        text += f"; {unknown} runs of so many epochs are left out, for their shards are absent"
+    return text
 
 
 def missing_shards(configs: Sequence[TrainConfig]) -> list[str]:
@@ -171,6 +171,10 @@ def _step_seconds(config: TrainConfig, threads: int | None) -> float:
                 torch.cuda.synchronize(world.device)
             taken.append(time.monotonic() - began)
     return sorted(taken[1:])[_STEPS // 2]
+
+
+def _kinds(found: Sized) -> str:
+    return f"{len(found)} kind{'s' * (len(found) != 1)} of run"
 
 
 def _span(seconds: float) -> str:
