@@ -218,3 +218,16 @@ def test_values_are_the_measures_of_the_drawn_images() -> None:
     for times, value in zip(counts.round().astype(int), draws.values(tally), strict=True):
         drawn = np.repeat(tally.sums, times, axis=0).sum(axis=0, dtype=float)
         assert value == pytest.approx(float(ratios(drawn)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("seeds", "share_covered"), [(3, 0.75), (8, 0.88)])
+def test_few_seeds_make_the_bootstrap_as_narrow_as_its_description_says(
+    seeds: int, share_covered: float
+) -> None:
+    values = np.random.default_rng(5).normal(size=(4000, seeds))
+    covered = 0
+    for own in values:
+        found = Combined(tuple(range(seeds)), tuple(own), np.broadcast_to(own, (400, seeds)))
+        assert found.interval is not None
+        covered += found.interval[0] <= 0 <= found.interval[1]
+    assert covered / len(values) == pytest.approx(share_covered, abs=0.03)
