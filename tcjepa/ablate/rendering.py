@@ -34,11 +34,11 @@ def render(result: StudyResult, folder: Path) -> str:
 
 def markdown(result: StudyResult, drawn: list[Picture]) -> str:
     """Return the report as Markdown; figures are named as `render` writes them."""
-    parts = [f"# Study {result.name}", *([result.about] if result.about else [])]
+    parts = [f"# Study {result.name}", *([tables.plain(result.about)] if result.about else [])]
     parts += summary(result)
     found = tables.tables(result)
     parts += [tables.as_markdown(table) for table in found]
-    parts += [f"![{picture.caption}]({picture.file}.png)" for picture in drawn]
+    parts += [f"![{tables.plain(picture.caption)}]({picture.file}.png)" for picture in drawn]
     missing = tables.missing_table(result)
     if missing.rows:
         parts.append(tables.as_markdown(missing))

@@ -241,9 +241,9 @@ def verdict(found: Estimate) -> str:
 
 def as_markdown(table: Table) -> str:
     """Return heading, text and table as GitHub's Markdown."""
-    lines = [f"## {table.title}", ""]
+    lines = [f"## {plain(table.title)}", ""]
     if table.about:
-        lines += [table.about, ""]
+        lines += [plain(table.about), ""]
     return "\n".join([*lines, *_lines([table.head, *table.rows])])
 
 
@@ -252,10 +252,14 @@ def _lines(rows: Sequence[Iterable[str]]) -> list[str]:
     return [head, "|---" * len(list(rows[0])) + "|", *body]
 
 
+def plain(text: str) -> str:
+    """Return text in which Markdown finds no HTML."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _escaped(text: str) -> str:
     """Return text that a Markdown table shows as it is, HTML and cells' ends included."""
-    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return " ".join(plain.replace("|", "\\|").split())
+    return " ".join(plain(text).replace("|", "\\|").split())
 
 
 __all__ = [
@@ -265,6 +269,7 @@ __all__ = [
     "contrasts_table",
     "missing_table",
     "overrides_table",
+    "plain",
     "recovery_table",
     "runs_table",
     "slopes_table",
