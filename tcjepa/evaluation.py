@@ -1,7 +1,8 @@
-"""Evaluate a run's target encoder beside an untrained one of the same architecture.
+"""Evaluate a run's encoder beside an untrained one of the same architecture.
 
-Probes learn on one split of the shards (or of an image folder) and are tested on another. Agreement
-and grounding, which need captions, are measured on the test split of the shards.
+Of a JEPA that is the target encoder, of a baseline its only one. Probes learn on one split of the
+shards (or of an image folder) and are tested on another. Agreement and grounding, which need
+captions, are measured on the test split of the shards.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.settings import ConfigError
 from tcjepa import keyed
-from tcjepa.config import EvaluationSection, TrainConfig
+from tcjepa.config import EvaluationSection, TrainConfig, method
 from tcjepa.data.captions import choose
 from tcjepa.data.config import DataConfig, worker_count
 from tcjepa.data.folder import ImageFolder
@@ -32,9 +33,11 @@ from tcjepa.evaluate.runner import evaluate
 from tcjepa.evaluate.tally import Tally
 from tcjepa.evaluate.text_path import TEXT_TASKS, Found, with_text_path, without_text_path
 from tcjepa.model.jepa import TCJEPA, normalise
+from tcjepa.model.learner import Learner
 from tcjepa.noise import NoiseConfig
-from tcjepa.text import TextEncoder, open_text_encoder
+from tcjepa.text import TextEncoder
 from tcjepa.train.checkpoint import Checkpoint
+from tcjepa.train.objective import model_like, text_encoder_of
 
 #: An image folder without train/ and test/ of its own gives every fifth image to the test set.
 _FOLDER_TEST_SHARE = 0.2
@@ -147,29 +150,29 @@ def evaluate_encoder(
 def evaluate_checkpoint(
     checkpoint: Checkpoint, config: TrainConfig, device: torch.device
 ) -> tuple[dict[str, EvaluationResult], dict[str, Tally]]:
-    """Return the results of a checkpoint's target encoder and of an untrained one.
+    """Return the results of a checkpoint's kept encoder and of an untrained one.
 
     The tallies of both are named `<encoder>/<measure>`, such as "trained/linear shape".
 
-    `config.model` and `config.text` must be the checkpoint's. Raises `ConfigError` as
+    `config`'s objective, labels, model and text must be the checkpoint's. Raises `ConfigError` as
     `evaluation_sets` and `evaluate_encoder` do.
     """
     sets = evaluation_sets(config.evaluate, config.data)
-    text = open_text_encoder(config.text) if config.model.text else None
+    text = text_encoder_of(config)
     torch.manual_seed(config.train.seed)
-    model = TCJEPA(config.model, text.width if text else None).to(device)
-    probed = evaluate_encoder(model.target_encoder, sets, config.evaluate, device)
+    model = model_like(config, text, checkpoint.model).to(device)
+    probed = evaluate_encoder(model.kept_encoder, sets, config.evaluate, device)
     add = _text_path(model, text, config, device)
     untrained, chance = add(probed)
     model.load_state_dict(checkpoint.model)
-    trained, tallies = add(evaluate_encoder(model.target_encoder, sets, config.evaluate, device))
+    trained, tallies = add(evaluate_encoder(model.kept_encoder, sets, config.evaluate, device))
     named = {f"{TRAINED}/{name}": tally for name, tally in tallies.items()}
     named |= {f"{UNTRAINED}/{name}": tally for name, tally in chance.items()}
     return {TRAINED: trained, UNTRAINED: untrained}, named
 
 
 def _text_path(
-    model: TCJEPA, text: TextEncoder | None, config: TrainConfig, device: torch.device
+    model: Learner, text: TextEncoder | None, config: TrainConfig, device: torch.device
 ) -> Callable[[Found], Found]:
     """Return what adds the text tasks of the model, as it then is, to a result and its tallies."""
     section = config.evaluate
@@ -177,6 +180,8 @@ def _text_path(
         return lambda found: found
     if text is None:
         return lambda found: without_text_path(found, section, "the model reads no captions")
+    if not isinstance(model, TCJEPA):
+        return lambda found: without_text_path(found, section, "captions condition no prediction")
     if section.is_elsewhere:
         return lambda found: without_text_path(found, section, "these images have no captions")
     shown = captioned_images(config)
@@ -227,8 +232,8 @@ def captioned_images(config: TrainConfig) -> CaptionedImages:
 
 def table(results: dict[str, EvaluationResult], config: TrainConfig) -> str:
     """Return the results as a table for people, the trained encoder named after its method."""
-    method = "TC-JEPA" if config.model.text else "I-JEPA"
-    return format_table({method: results[TRAINED], UNTRAINED: results[UNTRAINED]})
+    trained = method(config.model_dump(mode="json"))
+    return format_table({trained: results[TRAINED], UNTRAINED: results[UNTRAINED]})
 
 
 def to_json(results: dict[str, EvaluationResult], step: int) -> dict[str, Any]:

@@ -16,14 +16,14 @@ import torch
 from pipeline.schema import INDEX_FILE
 from pipeline.storage import Directory
 from tcjepa.ablate.study import StudyConfig, Trial, training_config
-from tcjepa.bench.flops import Captions, flops_per_image, peak_flops
+from tcjepa.bench.flops import Captions, baseline_flops, flops_per_image, peak_flops
 from tcjepa.config import TrainConfig, unread_keys
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.plan import samples_per_epoch
 from tcjepa.model.jepa import TCJEPA
-from tcjepa.text import open_text_encoder
 from tcjepa.train.distributed import World, pick_device
 from tcjepa.train.loop import optimizer_step
+from tcjepa.train.objective import make_model, text_encoder_of
 from tcjepa.train.optim import make_schedule
 from tcjepa.train.run import Run
 
@@ -135,20 +135,16 @@ def _kind(config: TrainConfig) -> str:
 
 def _flops(config: TrainConfig) -> float:
     """Return the operations of a training step per image; captions count as full length."""
-    text = open_text_encoder(config.text) if config.reads_captions else None
+    text = text_encoder_of(config)
     captions = None
     if text is not None:
         captions = Captions(config.data.captions_per_image, config.text.max_words)
-    if config.train.objective == "jepa":
-        with torch.device("meta"):
-            model = TCJEPA(config.model, text.width if text else None)
+    with torch.device("meta"):
+        model = make_model(config, text)
+    if isinstance(model, TCJEPA):
         transformer = getattr(text, "model", None)
         return flops_per_image(model, config.masks, captions, transformer).total
-    from tcjepa.bench.flops import baseline_flops
-    from tcjepa.train.objective import make_model
-
-    with torch.device("meta"):
-        return baseline_flops(make_model(config, text), captions)
+    return baseline_flops(model, captions)
 
 
 def _step_seconds(config: TrainConfig, threads: int | None) -> float:

@@ -22,7 +22,9 @@ from torch import nn
 
 from tcjepa.masks import MaskConfig, token_counts
 from tcjepa.model.conditioner import Conditioner
+from tcjepa.model.contrastive import Contrastive
 from tcjepa.model.jepa import TCJEPA
+from tcjepa.model.learner import Learner
 from tcjepa.model.predictor import Predictor
 
 #: Dense bf16 peaks by name as torch gives it, from NVIDIA's data sheets [FLOP/s]. The first name
@@ -95,7 +97,24 @@ def flops_per_image(
     )
 
 
-def bare_encoder_flops(model: TCJEPA) -> float:
+def baseline_flops(model: Learner, captions: Captions | None = None) -> float:
+    """Return the count of a baseline's step per image; its heads count as nothing.
+
+    `captions` are those that the loader gives; the contrastive baseline reads one of an image, and
+    distinct ones once.
+    """
+    encoder = bare_encoder_flops(model)
+    if not isinstance(model, Contrastive) or captions is None:
+        return encoder
+    side = model.text
+    layers = captions.words * _matrices(side.blocks)
+    layers += 4.0 * captions.words**2 * side.embed.out_features * len(side.blocks)
+    own = FIRST * captions.words * _matrices([side.embed])
+    own += TRAINED * (layers + _matrices([side.hidden, side.project]))
+    return encoder + captions.distinct * own
+
+
+def bare_encoder_flops(model: Learner) -> float:
     """Return the count of the encoder alone, forward and backward on all patches, per image."""
     return _encoder(model, model.encoder.shape.patches, FIRST, TRAINED)
 
@@ -105,7 +124,7 @@ def peak_flops(device: str) -> float | None:
     return next((peak for name, peak in BF16_PEAKS if name in device), None)
 
 
-def _encoder(model: TCJEPA, tokens: int, patch_passes: int, passes: int) -> float:
+def _encoder(model: Learner, tokens: int, patch_passes: int, passes: int) -> float:
     """Return the count of an encoder that embeds all patches and keeps `tokens` of them."""
     shape, vit = model.encoder.shape, model.encoder.vit
     pixels = 3 * shape.patch[0] * shape.patch[1]
@@ -215,4 +234,12 @@ def _matrices(modules: Iterable[nn.Module | None]) -> float:
     )
 
 
-__all__ = ["BF16_PEAKS", "Captions", "Flops", "bare_encoder_flops", "flops_per_image", "peak_flops"]
+__all__ = [
+    "BF16_PEAKS",
+    "Captions",
+    "Flops",
+    "bare_encoder_flops",
+    "baseline_flops",
+    "flops_per_image",
+    "peak_flops",
+]

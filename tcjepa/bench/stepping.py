@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from pipeline.settings import load
+from pipeline.settings import ConfigError, load
 from pipeline.timing import Bench, Case, measure
 from tcjepa.bench.captions import GivenWords, captions_of, open_or_imitate
 from tcjepa.bench.flops import (
@@ -32,6 +32,7 @@ from tcjepa.bench.shards import write_shards
 from tcjepa.cli import config_path
 from tcjepa.config import TrainConfig
 from tcjepa.data.loader import Batch
+from tcjepa.model.encoder import Encoder
 from tcjepa.model.jepa import TCJEPA
 from tcjepa.text import TextEncoder
 from tcjepa.train.distributed import World, pick_device
@@ -69,10 +70,15 @@ class StepBench:
     """The steps of one training config, on the device that it names."""
 
     def __init__(self, config: TrainConfig, folder: Path, words: float) -> None:
-        """Build both models; `folder` holds what runs write, `words` is the captions' mean length.
+        """Build both models; `folder` holds what runs write, `words` is a caption's mean length.
 
-        The config's text may be null: then there is no TC-JEPA.
+        The config's text may be null: then there is no TC-JEPA. A baseline raises `ConfigError`.
         """
+        if config.train.objective != "jepa":
+            raise ConfigError(
+                f"train.objective={config.train.objective}: the bench compares JEPAs; "
+                "leave it at jepa"
+            )
         self.device = pick_device(config.train.device)
         self.world = World(rank=0, size=1, local_rank=0, local_size=1, device=self.device)
         self.images = config.train.batch
@@ -112,11 +118,11 @@ class StepBench:
         """Return the count of I-JEPA's or TC-JEPA's step, for the captions at hand."""
         masks = self._config.masks
         if name == IJEPA or self._tcjepa is None:
-            return flops_per_image(self._ijepa.model, masks)
+            return flops_per_image(_jepa(self._ijepa), masks)
         assert self._live is not None
         transformer = getattr(self._live, "model", None)
         captions = _lengths(self._live, self.batches)
-        return flops_per_image(self._tcjepa.model, masks, captions, transformer)
+        return flops_per_image(_jepa(self._tcjepa), masks, captions, transformer)
 
     def _run(self, model: dict[str, Any]) -> Run:
         """Return a run of the config without its data, its text encoder, and with other text."""
@@ -148,7 +154,7 @@ class StepBench:
 
     def _bare(self) -> Callable[[int], None]:
         run = self._ijepa
-        objective: nn.Module = _Bare(run.model)
+        objective: nn.Module = _Bare(run.model.encoder)
         if run.config.train.compile:
             objective.compile()
 
@@ -169,7 +175,7 @@ class StepBench:
                 parameter.grad = torch.zeros_like(parameter)
         for _ in range(count):
             run.optimizer.step()
-            run.model.update_target(0.999)
+            run.model.finish_step(0.999)
 
     def _text_alone(self, count: int) -> None:
         assert self._live is not None
@@ -180,12 +186,17 @@ class StepBench:
         return itertools.cycle(self.batches)
 
 
+def _jepa(run: Run) -> TCJEPA:
+    assert isinstance(run.model, TCJEPA)  # the bench takes no other objective
+    return run.model
+
+
 class _Bare(nn.Module):
     """An encoder with a loss behind it, so that all of its parameters get gradients."""
 
-    def __init__(self, model: TCJEPA) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.encoder = model.encoder
+        self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the mean square of the features of all patches."""

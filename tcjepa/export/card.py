@@ -12,6 +12,8 @@ from tcjepa.export.source import TOLERANCE, Source
 from tcjepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD
 from tcjepa.train.checkpoint import versions
 
+#: Hub tags of the baselines.
+_TAGS = {"supervised": "supervised", "contrastive": "contrastive, image-text"}
 _LIBRARIES = {"timm": "timm", "huggingface": "transformers", "safetensors": "safetensors"}
 
 
@@ -20,20 +22,17 @@ def card(source: Source, kind: str, usage: Sequence[str]) -> str:
     shape, train = source.encoder.shape, source.config["train"]
     weights = sum(tensor.numel() for tensor in source.tensors.values())
     seen = source.step * train["batch"]
-    encoder = "EMA target encoder" if source.which == "target" else "context encoder"
     start = source.config["model"].get("init")
     lines = [
         "---",
         "license: unknown",
         f"library_name: {_LIBRARIES[kind]}",
         "pipeline_tag: image-feature-extraction",
-        "tags: [self-supervised, ijepa]",
+        f"tags: [{_TAGS.get(source.method, 'self-supervised, ijepa')}]",
         "---",
         f"# {source.method} {source.name}",
         "",
-        f"The {encoder} of {source.method}, trained without labels to predict the features of "
-        "hidden image blocks" + (" with the help of captions" if "TC" in source.method else "")
-        + "; it takes images only.",
+        f"{_origin(source)}; it takes images only.",
         "",
         "```python",
         *usage,
@@ -62,6 +61,21 @@ def card(source: Source, kind: str, usage: Sequence[str]) -> str:
         *_measured(source),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _origin(source: Source) -> str:
+    """Return which encoder it is, and what it learned from."""
+    if source.method == "supervised":
+        labels = ", ".join(source.config["train"]["labels"])
+        return f"The encoder of a supervised baseline, trained to classify {labels}"
+    if source.method == "contrastive":
+        return "The encoder of a contrastive baseline, trained to match images and captions as CLIP"
+    encoder = "EMA target encoder" if source.which == "target" else "context encoder"
+    helped = " with the help of captions" if source.method == "TC-JEPA" else ""
+    return (
+        f"The {encoder} of {source.method}, trained without labels to predict the features of "
+        f"hidden image blocks{helped}"
+    )
 
 
 def _measured(source: Source) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tcjepa.config import method
 from tcjepa.model.encoder import Encoder
 from tcjepa.model.jepa import IMAGENET_MEAN, IMAGENET_STD
 from tcjepa.model.weight_sources import under
@@ -19,7 +20,6 @@ from tcjepa.train import checkpoint
 from tcjepa.train.run import EVALUATION_FILE
 
 Which = Literal["target", "context"]
-_PREFIX = {"target": "target_encoder", "context": "encoder"}
 #: Features may differ by this from ours, in float32, as a share of the largest one if that is
 #: above 1: another order of summation rounds differently, another weight is far off.
 TOLERANCE = 1e-5
@@ -60,8 +60,13 @@ class Source:
 
     @property
     def method(self) -> str:
-        """Return TC-JEPA or I-JEPA."""
-        return "TC-JEPA" if self.config["model"]["text"] else "I-JEPA"
+        """Return TC-JEPA, I-JEPA, or the baseline's name."""
+        return method(self.config)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Return whether the run kept no target encoder: it has but one encoder."""
+        return not self.method.endswith("JEPA")
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -99,10 +104,12 @@ def open_source(target: Path, which: Which, say: Callable[[str], None]) -> Sourc
     found = checkpoint.resolve(target, say)
     model = found.config["model"]
     encoder = Encoder(model["encoder"], model["encoder_kwargs"])
-    encoder.vit.load_state_dict(under(found.model, _PREFIX[which]))
+    tensors = under(found.model, "target_encoder") if which == "target" else {}
+    # A baseline has one encoder, which is both.
+    encoder.vit.load_state_dict(tensors or under(found.model, "encoder"))
     evaluation = None
     run = checkpoint.run_of(target)
-    # The target encoder is the one that is evaluated.
+    # The target encoder is the one that is evaluated; a baseline's only encoder is.
     if which == "target" and run is not None and (run / EVALUATION_FILE).exists():
         read = json.loads((run / EVALUATION_FILE).read_text())
         evaluation = read if read.get("step") == found.step else None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,10 +16,11 @@ from tcjepa.model import losses
 from tcjepa.model.conditioner import WordAttention
 from tcjepa.model.config import ModelConfig
 from tcjepa.model.encoder import Encoder, gather_patches
+from tcjepa.model.learner import Inputs, Learner, StepOutput
 from tcjepa.model.precision import wide
 from tcjepa.model.predictor import Predictor
 from tcjepa.model.words import Words
-from tcjepa.text import TextBatch
+from tcjepa.text import TextBatch, swap_captions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -30,16 +30,7 @@ MONITOR_STRIDE = 8
 MONITOR_IMAGES = 16
 
 
-@dataclass(frozen=True)
-class JepaOutput:
-    """The loss of a step, its terms before weighting, and detached readings."""
-
-    loss: Tensor  # scalar, what is minimised
-    terms: dict[str, Tensor]  # "predict", "sparse", "consistency": scalars before weighting
-    monitors: dict[str, Tensor]  # detached scalars: "positive_share", "attention_entropy", ...
-
-
-class TCJEPA(nn.Module):
+class TCJEPA(Learner):
     """Text-Conditional JEPA; with `config.text` null, I-JEPA.
 
     `text_width` is the text encoder's F and may be None only without text conditioning.
@@ -58,13 +49,42 @@ class TCJEPA(nn.Module):
         self.target_encoder.eval()
         return self
 
+    @property
+    def kept_encoder(self) -> Encoder:
+        """The target encoder; see `Learner`."""
+        return self.target_encoder
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Return the context encoder, `encoder`, and the `target_encoder`."""
+        return {"encoder": self.encoder, "target_encoder": self.target_encoder}
+
+    def arguments(self, inputs: Inputs, text_scale: float | Tensor) -> tuple[Any, ...]:
+        """Return (images, masks, text, text_scale); see `Learner`."""
+        return inputs.images, inputs.masks, inputs.text, text_scale
+
+    def trained_blocks(self) -> list[nn.Module]:
+        """Return the encoder's and the predictor's blocks.
+
+        Conditioners keep their insides: the regularizers read every layer's cosines in any case.
+        """
+        return [*super().trained_blocks(), *self.predictor.blocks]
+
+    def other_blocks(self) -> list[nn.Module]:
+        """Return the target encoder's blocks and the conditioners."""
+        targets: Any = self.target_encoder.vit.blocks
+        return [*targets, *self.predictor.conditioners]
+
+    def sections(self) -> list[nn.Module]:
+        """Return both encoders, split alike, and the predictor; see `Learner`."""
+        return [self.encoder, self.target_encoder, self.predictor]
+
     def forward(
         self,
         images: Tensor,
         masks: Masks,
         text: TextBatch | None = None,
         regularizer_scale: float | Tensor = 1.0,
-    ) -> JepaOutput:
+    ) -> StepOutput:
         """Return loss, terms and monitors of a batch of normalised images (B, 3, H, W).
 
         `regularizer_scale` is the warm-up factor of both regularizers
@@ -94,7 +114,7 @@ class TCJEPA(nn.Module):
                     + text_config.consistency_weight * regularizers["consistency"]
                 )
             monitors |= _word_monitors(attentions, words)
-        return JepaOutput(loss, terms, monitors)
+        return StepOutput(loss, terms, monitors)
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:
@@ -108,6 +128,35 @@ class TCJEPA(nn.Module):
         targets: list[Tensor] = list(self.target_encoder.parameters())
         onlines: list[Tensor] = list(self.encoder.parameters())
         torch._foreach_lerp_(targets, onlines, 1.0 - momentum)
+
+    def finish_step(self, momentum: float) -> None:
+        """Update the target encoder."""
+        self.update_target(momentum)
+
+    def caption_losses(
+        self, inputs: Inputs, features: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the loss with own and with swapped captions, under the same masks, float32.
+
+        None without text and for a single image, whose captions have nowhere to go.
+        """
+        if inputs.text is None or inputs.masks is None or len(inputs.images) < 2:
+            return None
+        # Both losses share the targets and the context: only the predictor runs twice.
+        B, M, T = inputs.masks.targets.shape
+        seen_BPD = features["target_encoder"]
+        target_BPD = functional.layer_norm(seen_BPD, seen_BPD.shape[-1:])
+        target_BMTD = gather_patches(target_BPD, inputs.masks.targets.flatten(1)).view(B, M, T, -1)
+        context_BCD = self.encoder(inputs.images, inputs.masks.context)
+        own, other = (
+            losses.prediction_loss(
+                self.predictor(context_BCD, inputs.masks, text)[0],
+                target_BMTD,
+                self.config.prediction_loss,
+            ).float()
+            for text in (inputs.text, swap_captions(inputs.text))
+        )
+        return own, other
 
     def _regularizers(self, attentions: Sequence[WordAttention], words: Words) -> dict[str, Tensor]:
         config = self.config.text
@@ -178,4 +227,4 @@ def _word_monitors(attentions: Sequence[WordAttention], words: Words) -> dict[st
     }
 
 
-__all__ = ["TCJEPA", "JepaOutput", "normalise"]
+__all__ = ["TCJEPA", "normalise"]

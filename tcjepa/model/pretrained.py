@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.settings import ConfigError
 from tcjepa.model.encoder import Encoder, EncoderShape, sincos_positions
-from tcjepa.model.jepa import TCJEPA
+from tcjepa.model.learner import Learner
 from tcjepa.model.weight_sources import OpenRun, Tensors, Weights, read_weights
 
 #: Heads and poolers that a source may have and no JEPA encoder has; left out, and said so.
@@ -30,24 +30,29 @@ _MOST_LISTED = 6
 
 
 def initialise_encoders(
-    model: TCJEPA, name: str, say: Callable[[str], None], open_run: OpenRun
+    model: Learner, name: str, say: Callable[[str], None], open_run: OpenRun
 ) -> None:
-    """Give a model's encoder, and its target encoder, the published weights `name`, in place.
+    """Give a model's encoder, and its target encoder if any, published weights `name`, in place.
 
     `name` is what `model.init` may be; `open_run` opens our own runs and checkpoints. Where the
-    source has a target encoder of its own that is taken over too, otherwise it starts as a copy.
+    source has a target encoder of its own that is taken over too, otherwise it starts as a copy. A
+    baseline, which has one encoder, starts from the source's target encoder, if it has one.
     Raises `ConfigError` if the source cannot be read, or unless every tensor of it and every tensor
     of the encoder is accounted for.
     """
     weights = read_weights(name, open_run)
-    encoder, left_out = accounted(model.encoder, weights, weights.encoder)
+    kept = weights.encoder if weights.target is None else weights.target
+    encoder, left_out = accounted(
+        model.encoder, weights, weights.encoder if model.has_target else kept
+    )
     target = encoder
-    if weights.target is not None:
-        target, _ = accounted(model.target_encoder, weights, weights.target)
-    for module, tensors in ((model.encoder, encoder), (model.target_encoder, target)):
+    if model.has_target and weights.target is not None:
+        target, _ = accounted(model.kept_encoder, weights, weights.target)
+    for module, tensors in ((model.encoder, encoder), (model.kept_encoder, target)):
         module.vit.load_state_dict(tensors)
     own = "its own target encoder" if weights.target is not None else "a copy as target encoder"
-    say(f"model.init: {len(encoder)} tensors of {weights.origin}, with {own}; a new predictor")
+    rest = f", with {own}; a new predictor" if model.has_target else ""
+    say(f"model.init: {len(encoder)} tensors of {weights.origin}{rest}")
     if left_out:
         say(f"model.init: left out {_listed(left_out)}, which this encoder has no use for")
     grid = weights.encoder["pos_embed"].shape[-2]

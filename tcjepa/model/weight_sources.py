@@ -153,7 +153,7 @@ def _from_run(path: Path, open_run: OpenRun) -> Weights:
     model = config["model"]
     heads = encoder_shape(model["encoder"], model["encoder_kwargs"]).heads
     encoder, target = (under(tensors, which) for which in ("encoder", "target_encoder"))
-    return Weights(str(path), encoder, target, heads)
+    return Weights(str(path), encoder, target or None, heads)  # a baseline has no target encoder
 
 
 def under(tensors: Mapping[str, Tensor], which: str) -> Tensors:

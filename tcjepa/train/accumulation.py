@@ -2,7 +2,8 @@
 
 The prediction loss is a mean over images, so a micro-batch weighs by its images. The text
 regularizers are means over the images that have a caption (Eq. 4), so there it weighs by those;
-both are counted before the first pass, over all ranks.
+both are counted before the first pass, over all ranks. The supervised baseline's loss is a mean
+over images too. The contrastive one's is not, and is never taken in micro-batches.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from tcjepa.data.loader import Batch
+from tcjepa.model.learner import Inputs
 from tcjepa.train import distributed
-from tcjepa.train.inputs import Inputs
 
 if TYPE_CHECKING:
     from tcjepa.train.run import Run
@@ -57,7 +58,7 @@ def accumulate(run: Run, batch: Batch) -> dict[str, Tensor]:
 def _parts(run: Run, batch: Batch) -> Iterator[Part]:
     images = len(batch.images)
     captions = [any(map(run.has_words, own)) for own in batch.captions]
-    weighs = run.config.model.text is not None and run.accumulates
+    weighs = run.conditioning is not None and run.accumulates
     everywhere = distributed.total(sum(captions), run.world).clamp_min(1) if weighs else None
     done = 0
     for inputs, share in run.inputs.micro_batches(batch, run.step):

@@ -19,22 +19,10 @@ from tcjepa.config import TrainConfig
 from tcjepa.data.loader import Batch
 from tcjepa.masks import Masks, sample_masks
 from tcjepa.model.jepa import normalise
+from tcjepa.model.learner import Inputs
 from tcjepa.text import TextBatch, TextEncoder, pad_shapes
 from tcjepa.train.distributed import World
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """One forward pass: normalised images (m, 3, H, W), their masks, and captions if used."""
-
-    images: Tensor
-    masks: Masks
-    text: TextBatch | None
-
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors."""
-        text = [] if self.text is None else [self.text.words, self.text.valid, self.text.caption]
-        return [self.images, self.masks.context, self.masks.targets, *text]
+from tcjepa.train.labels import Labels
 
 
 @dataclass(frozen=True)
@@ -68,14 +56,24 @@ class _Started:
 class InputMaker:
     """Makes this rank's inputs of a step; a pure function of (config, batch, step).
 
+    A JEPA gets masks; the contrastive baseline the first caption of each image, which is one drawn
+    at random (`tcjepa.data.captions.choose`); the supervised one the classes that `labels` has.
     `looks_ahead` says whether inputs are made before they are asked for; it changes no result, and
     is on for GPUs.
     """
 
     def __init__(
-        self, config: TrainConfig, grid: tuple[int, int], world: World, text: TextEncoder | None
+        self,
+        config: TrainConfig,
+        grid: tuple[int, int],
+        world: World,
+        text: TextEncoder | None,
+        labels: Labels | None = None,
     ) -> None:
         self._config, self._grid, self._world, self._text = config, grid, world, text
+        self._labels = labels
+        self._is_masked = config.train.objective == "jepa"
+        self._reads_one_caption = config.train.objective == "contrastive"
         on_gpu = world.device.type == "cuda"
         self._stream: torch.cuda.Stream | None = None
         if on_gpu:
@@ -127,28 +125,32 @@ class InputMaker:
         self._started = _Started(coming.following, coming.step, next(others), others)
 
     def _make(self, batch: Batch, step: int) -> Iterator[_Part]:
-        config = self._config
         local = len(batch.images)
-        size = min(config.train.micro_batch or local, local)
-        first = self._world.rank * local
+        size = min(self._config.train.micro_batch or local, local)
         with torch.cuda.stream(self._stream):
-            masks = sample_masks(
-                config.masks,
-                self._grid,
-                config.train.batch,
-                seed=config.train.seed,
-                step=step,
-                rows=slice(first, first + local),
-            )
-            masks = Masks(self._sent(masks.context), self._sent(masks.targets))
+            masks = self._sample_masks(local, step) if self._is_masked else None
         for start in range(0, local, size):
             part = slice(start, min(start + size, local))
             with torch.cuda.stream(self._stream):
                 images = normalise(self._sent(batch.images[part]))
                 text = self._encode(batch.captions[part])
-                inputs = Inputs(images, Masks(masks.context[part], masks.targets[part]), text)
+                own = Masks(masks.context[part], masks.targets[part]) if masks else None
+                labels = self._sent(self._labels.of(batch.rows[part])) if self._labels else None
+                inputs = Inputs(images, own, text, labels)
                 made = None if self._stream is None else self._stream.record_event()
             yield _Part(inputs, len(images) / local, made)
+
+    def _sample_masks(self, local: int, step: int) -> Masks:
+        config, first = self._config, self._world.rank * local
+        masks = sample_masks(
+            config.masks,
+            self._grid,
+            config.train.batch,
+            seed=config.train.seed,
+            step=step,
+            rows=slice(first, first + local),
+        )
+        return Masks(self._sent(masks.context), self._sent(masks.targets))
 
     def encode(self, captions: list[list[str]]) -> TextBatch:
         """Return captions encoded outside of training, for use on the current stream.
@@ -168,8 +170,11 @@ class InputMaker:
     def _encode(self, captions: list[list[str]]) -> TextBatch | None:
         if self._text is None:
             return None
+        most = self._config.data.captions_per_image
+        if self._reads_one_caption:
+            captions, most = [own[:1] for own in captions], 1
         text = self._text.encode(captions, self._world.device)
-        return pad_shapes(text, self._config.data.captions_per_image) if self._pads_text else text
+        return pad_shapes(text, most) if self._pads_text else text
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """Return a tensor on the device; only from page-locked memory is nothing waited for."""
@@ -187,3 +192,6 @@ def _handed_over(part: _Part) -> Inputs:
             # Their memory may be used again only when this stream is done with it too.
             tensor.record_stream(stream)
     return part.inputs
+
+
+__all__ = ["InputMaker"]

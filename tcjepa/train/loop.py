@@ -98,7 +98,7 @@ def optimizer_step(run: Run, batch: Batch) -> dict[str, Tensor]:
     readings = accumulate(run, batch)
     norm = run.parallel.clip(run.parameters, run.config.train.clip_grad)
     run.optimizer.step()
-    run.model.update_target(values.ema)
+    run.model.finish_step(values.ema)
     return {**readings, "grad_norm": norm}
 
 
@@ -157,7 +157,7 @@ class Window:
                     **dict(zip(self.keys, row, strict=True)),
                     "lr": values.lr,
                     "weight_decay": values.weight_decay,
-                    "ema": values.ema,
+                    **({"ema": values.ema} if run.model.has_target else {}),
                 }
             )
         records[-1] |= run.progress(self.images, seconds, self.waited)

@@ -13,16 +13,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tcjepa.evaluate.spectrum import feature_std, rankme
-from tcjepa.masks import Masks
-from tcjepa.model import losses
-from tcjepa.model.encoder import gather_patches
-from tcjepa.model.jepa import TCJEPA
-from tcjepa.text import swap_captions
+from tcjepa.model.learner import Inputs, Learner
 from tcjepa.train.config import TrainSection
-from tcjepa.train.inputs import Inputs
 
 
 def due(section: TrainSection, step: int, last: bool) -> frozenset[str]:
@@ -39,7 +33,7 @@ def due(section: TrainSection, step: int, last: bool) -> frozenset[str]:
 
 
 @torch.no_grad()
-def measure(model: TCJEPA, held: Iterable[Inputs]) -> dict[str, float]:
+def measure(model: Learner, held: Iterable[Inputs]) -> dict[str, float]:
     """Return the monitor readings of a model on held images, all batches pooled.
 
     Captions are swapped within a forward pass: those of a single image have no text gain, and
@@ -50,31 +44,26 @@ def measure(model: TCJEPA, held: Iterable[Inputs]) -> dict[str, float]:
     swapped between images minus the loss with the right ones, under the same masks;
     `text_gain_share` its share of the latter. Gradients are left alone.
     """
-    pooled: dict[str, list[Tensor]] = {"encoder": [], "target_encoder": []}
+    pooled: dict[str, list[Tensor]] = {name: [] for name in model.encoders()}
     right: list[Tensor] = []
     swapped: list[Tensor] = []
     images = 0
     for inputs in held:
-        seen_BPD = model.target_encoder(inputs.images)
-        pooled["encoder"].append(model.encoder(inputs.images).float().mean(dim=1))
-        pooled["target_encoder"].append(seen_BPD.float().mean(dim=1))
-        if inputs.text is not None and len(inputs.images) > 1:
+        features = {name: encoder(inputs.images) for name, encoder in model.encoders().items()}
+        for name, seen_BPD in features.items():
+            pooled[name].append(seen_BPD.float().mean(dim=1))
+        found = model.caption_losses(inputs, features)
+        if found is not None:
             images += len(inputs.images)
-            # Both losses share the targets and the context: only the predictor runs twice.
-            target_BMTD = _targets(seen_BPD, inputs.masks)
-            context_BCD = model.encoder(inputs.images, inputs.masks.context)
-            for found, text in ((right, inputs.text), (swapped, swap_captions(inputs.text))):
-                predicted_BMTD = model.predictor(context_BCD, inputs.masks, text)[0]
-                kind = model.config.prediction_loss
-                loss = losses.prediction_loss(predicted_BMTD, target_BMTD, kind).float()
-                found.append(loss * len(inputs.images))
+            right.append(found[0] * len(inputs.images))
+            swapped.append(found[1] * len(inputs.images))
     readings: dict[str, float] = {}
     for name, parts in pooled.items():
         features_ND = torch.cat(parts)
         readings[f"monitor/{name}_rank"] = rankme(features_ND)
         readings[f"monitor/{name}_std"] = feature_std(features_ND)
     if right:
-        own, other = (float(torch.stack(found).sum()) / images for found in (right, swapped))
+        own, other = (float(torch.stack(each).sum()) / images for each in (right, swapped))
         readings["monitor/text_gain"] = other - own
         readings["monitor/text_gain_share"] = (other - own) / own if own else 0.0
     return readings
@@ -88,10 +77,3 @@ def memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         readings["cuda_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     return readings
-
-
-def _targets(seen_BPD: Tensor, masks: Masks) -> Tensor:
-    """Return the target blocks (B, M, T, D) of the target encoder's features."""
-    B, M, T = masks.targets.shape
-    target_BPD = functional.layer_norm(seen_BPD, seen_BPD.shape[-1:])
-    return gather_patches(target_BPD, masks.targets.flatten(1)).view(B, M, T, -1)

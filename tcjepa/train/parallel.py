@@ -1,8 +1,8 @@
 """The model on several ranks: replicated (DDP) or sharded (FSDP2), compiled and checkpointed.
 
-`run.model` always stays the plain `TCJEPA`: its parameters' names, and so checkpoints, know nothing
-of how it is run. Under DDP every rank holds all of it and gradients are averaged in buckets while
-the backward pass still runs. Under FSDP2 every rank holds a slice of each parameter, of its
+`run.model` always stays the plain `Learner`: its parameters' names, and so checkpoints, know
+nothing of how it is run. Under DDP every rank holds all of it and gradients are averaged in buckets
+while the backward pass still runs. Under FSDP2 every rank holds a slice of each parameter, of its
 gradient, its optimizer state and its EMA copy; one residual block at a time is gathered whole.
 """
 
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from tcjepa.model.jepa import TCJEPA, JepaOutput
+from tcjepa.model.learner import Inputs, Learner, StepOutput
 from tcjepa.train.config import TrainSection
 from tcjepa.train.distributed import World
-from tcjepa.train.inputs import Inputs
 
 #: What `torch.compile` hands graphs to; torch's default.
 COMPILER = "inductor"
@@ -36,7 +35,7 @@ class Parallel:
     before the optimizer. With a single rank there is nothing to share and both kinds are the same.
     """
 
-    def __init__(self, model: TCJEPA, config: TrainSection, world: World, is_bf16: bool) -> None:
+    def __init__(self, model: Learner, config: TrainSection, world: World, is_bf16: bool) -> None:
         self.is_sharded = is_sharded(config, world)
         self._model = model
         self._objective: nn.Module = Objective(model)
@@ -50,10 +49,9 @@ class Parallel:
         elif world.size > 1:
             self._objective = _replicate(self._objective, config)
 
-    def forward(self, inputs: Inputs, regularizer_scale: float | Tensor) -> JepaOutput:
+    def forward(self, inputs: Inputs, text_scale: float | Tensor) -> StepOutput:
         """Return the model's output for a micro-batch, ready for `backward` of its loss."""
-        output = self._objective(inputs.images, inputs.masks, inputs.text, regularizer_scale)
-        return JepaOutput(*output)
+        return StepOutput(*self._objective(*self._model.arguments(inputs, text_scale)))
 
     @contextmanager
     def accumulating(self, is_last: bool) -> Iterator[None]:
@@ -85,36 +83,25 @@ def is_sharded(config: TrainSection, world: World) -> bool:
 class Objective(nn.Module):
     """The model with a plain tuple as output, which is all that DDP looks into."""
 
-    def __init__(self, model: TCJEPA) -> None:
+    def __init__(self, model: Learner) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Return (loss, terms, monitors) of `TCJEPA.forward`."""
-        output: JepaOutput = self.model(*inputs)
+        """Return (loss, terms, monitors) of the model's `forward`."""
+        output: StepOutput = self.model(*inputs)
         return output.loss, output.terms, output.monitors
 
 
-def blocks(model: TCJEPA, with_targets: bool = True) -> list[nn.Module]:
-    """Return the model's repeated residual blocks: what is checkpointed and sharded one by one."""
-    parts: list[Any] = [model.encoder.vit.blocks, model.predictor.blocks]
-    if with_targets:
-        parts += [model.target_encoder.vit.blocks, model.predictor.conditioners]
-    return [block for part in parts for block in part]
-
-
-def checkpoint_activations(model: TCJEPA) -> None:
-    """Make the trained blocks forget their insides and compute them again in the backward pass.
-
-    Conditioners keep theirs: the regularizers read every layer's cosines in any case.
-    """
+def checkpoint_activations(model: Learner) -> None:
+    """Make the trained blocks forget their insides and compute them again in the backward pass."""
     from torch.utils.checkpoint import checkpoint
 
-    for block in blocks(model, with_targets=False):
+    for block in model.trained_blocks():
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def compile_model(model: TCJEPA, whole: bool) -> None:
+def compile_model(model: Learner, whole: bool) -> None:
     """Compile the model's forward pass, or only that of each block where hooks must run between.
 
     FSDP2 gathers and frees parameters in hooks around each block, which a graph cannot hold.
@@ -122,15 +109,15 @@ def compile_model(model: TCJEPA, whole: bool) -> None:
     if whole:
         model.compile(backend=COMPILER)
         return
-    for block in blocks(model):
+    for block in [*model.trained_blocks(), *model.other_blocks()]:
         block.forward = torch.compile(block.forward, backend=COMPILER)
 
 
-def shard(model: TCJEPA, world: World, compute_dtype: torch.dtype | None) -> None:
+def shard(model: Learner, world: World, compute_dtype: torch.dtype | None) -> None:
     """Shard all parameters over the ranks (FSDP2), gathered in `compute_dtype` to compute with.
 
-    Gradients are summed in float32. The two encoders are split alike, so the EMA update needs no
-    communication. Encoders and predictor are groups of their own because monitors call them alone.
+    Gradients are summed in float32. A JEPA's two encoders are split alike, so the EMA update needs
+    no communication. Its encoders and predictor are groups of their own because monitors call them.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -140,7 +127,8 @@ def shard(model: TCJEPA, world: World, compute_dtype: torch.dtype | None) -> Non
     mesh = init_device_mesh(world.device.type, (world.size,))
     # Autocast decides what is computed in which precision; norms and positions are rounded besides.
     policy = MixedPrecisionPolicy(compute_dtype, torch.float32, cast_forward_inputs=False)
-    for module in [*blocks(model), model.encoder, model.target_encoder, model.predictor, model]:
+    blocks = [*model.trained_blocks(), *model.other_blocks()]
+    for module in [*blocks, *model.sections(), model]:
         fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
@@ -156,4 +144,4 @@ def _replicate(objective: nn.Module, config: TrainSection) -> nn.Module:
     )
 
 
-__all__ = ["Parallel", "blocks", "checkpoint_activations", "compile_model", "is_sharded", "shard"]
+__all__ = ["Parallel", "checkpoint_activations", "compile_model", "is_sharded", "shard"]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from pipeline.storage import Directory
-from tcjepa.config import TrainConfig
+from tcjepa.config import TrainConfig, method
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.plan import samples_per_epoch
 from tcjepa.masks import sample_masks
-from tcjepa.model.jepa import TCJEPA
-from tcjepa.text import open_text_encoder
+from tcjepa.model.learner import Learner
+from tcjepa.model.supervised import Supervised
 from tcjepa.train import checkpoint
+from tcjepa.train.labels import Labels
+from tcjepa.train.objective import make_model, text_encoder_of
 from tcjepa.train.optim import Schedule, make_schedule
 from tcjepa.train.run import Run
 
@@ -26,19 +30,20 @@ def describe_plan(config: TrainConfig) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         data = config.data.model_copy(update={"cache_dir": folder})
-        samples = len(ShardIndex.open(data))
+        index = ShardIndex.open(data)
+        samples, classes = len(index), None
+        if config.train.objective == "supervised":
+            classes = Labels(index, config.train.labels).counts
     epoch = samples_per_epoch(samples, config.data.tail, config.train.batch)
     schedule = make_schedule(config.train, epoch)
-    text = open_text_encoder(config.text) if config.model.text else None
+    text = text_encoder_of(config)
     with torch.device("meta"):
-        model = TCJEPA(config.model, text.width if text else None)
-    masks = sample_masks(config.masks, model.encoder.shape.grid, 1, seed=0, step=0)
+        model = make_model(config, text, classes)
     found = checkpoint.names(Directory(config.run))
     return "\n".join(
         [
             *_lines(config, schedule, samples, model),
-            f"tokens    {masks.context.shape[1]} context, {masks.targets.shape[1]} targets of "
-            f"{masks.targets.shape[2]}, of {model.encoder.shape.patches} patches",
+            _tokens(config, model),
             f"state     {f'resumes from {found[-1]}' if found else 'starts new'}",
         ]
     )
@@ -57,12 +62,23 @@ def summary(run: Run) -> str:
     return "\n".join([*lines, f"device    {device}{threads}", f"state     {begins}"])
 
 
-def _lines(config: TrainConfig, schedule: Schedule, samples: int, model: TCJEPA) -> list[str]:
+def _tokens(config: TrainConfig, model: Learner) -> str:
+    patches = model.encoder.shape.patches
+    if config.train.objective != "jepa":
+        return f"tokens    all {patches} patches"
+    masks = sample_masks(config.masks, model.encoder.shape.grid, 1, seed=0, step=0)
+    return (
+        f"tokens    {masks.context.shape[1]} context, {masks.targets.shape[1]} targets of "
+        f"{masks.targets.shape[2]}, of {patches} patches"
+    )
+
+
+def _lines(config: TrainConfig, schedule: Schedule, samples: int, model: Learner) -> list[str]:
     train = config.train
     scaled = f"scaled by {train.batch}/2048" if train.scale_lr else "as given, not scaled"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     encoder = sum(p.numel() for p in model.encoder.parameters())
-    objective = "TC-JEPA" if config.model.text else "I-JEPA (model.text is null)"
+    objective = _named(config, model)
     epochs = schedule.steps * train.batch / samples
     return [
         f"run       {config.run}",
@@ -73,6 +89,17 @@ def _lines(config: TrainConfig, schedule: Schedule, samples: int, model: TCJEPA)
         f"{epochs:.2f} epochs, {schedule.warmup_steps} steps of warm-up",
         f"lr        {schedule.start_lr:g} -> {schedule.lr:g} -> {schedule.final_lr:g} ({scaled})",
     ]
+
+
+def _named(config: TrainConfig, model: Learner) -> str:
+    """Return what is trained, in words."""
+    name = method(config.model_dump(mode="json"))
+    if isinstance(model, Supervised):
+        heads = zip(model.labels, model.heads.children(), strict=True)
+        classes = ", ".join(f"{label} ({len(cast(Tensor, head.bias))})" for label, head in heads)
+        return f"baseline, {name}, classes of {classes}"
+    notes = {"I-JEPA": " (model.text is null)", "contrastive": " baseline (as CLIP)"}
+    return name + notes.get(name, "")
 
 
 __all__ = ["describe_plan", "summary"]

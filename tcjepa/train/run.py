@@ -21,19 +21,23 @@ from tcjepa.data.ledger import SubstitutionLedger
 from tcjepa.data.loader import Batch, Loader, make_loader
 from tcjepa.data.plan import LoaderState, samples_per_epoch
 from tcjepa.evaluate.tally import TALLIES_FILE
-from tcjepa.model.jepa import TCJEPA
+from tcjepa.model.config import TextConditioning
+from tcjepa.model.learner import Inputs
 from tcjepa.model.pretrained import initialise_encoders
-from tcjepa.text import open_text_encoder, split_words
+from tcjepa.text import split_words
 from tcjepa.train import checkpoint, distributed, hardware, monitors, optim, sharded
 from tcjepa.train.checkpoint import Checkpoint
 from tcjepa.train.distributed import World
-from tcjepa.train.inputs import InputMaker, Inputs
+from tcjepa.train.inputs import InputMaker
+from tcjepa.train.labels import Labels
 from tcjepa.train.log import LOG_FILE, STATUS_FILE, TENSORBOARD_FOLDER, Record, RunLog, read
+from tcjepa.train.objective import make_model, text_encoder_of
 from tcjepa.train.parallel import Parallel, is_sharded
 from tcjepa.train.saver import Saver
 from tcjepa.train.trace import TRACE_FILE, Trace, Traced
 from tcjepa.watch.alarms import Watch
 from tcjepa.watch.periodic import Periodic
+from tcjepa.watch.rules import meaningless
 from tcjepa.watch.snapshots import FOLDER as PICTURES_FOLDER
 from tcjepa.watch.speed import Utilisation
 
@@ -81,14 +85,16 @@ class Run:
 
         torch.manual_seed(config.train.seed)
         self._is_hashed = config.text.encoder == "hashed"
-        text = open_text_encoder(config.text) if config.model.text else None
-        self.model = TCJEPA(config.model, text.width if text else None).to(world.device)
+        text = text_encoder_of(config)
+        is_supervised = config.train.objective == "supervised"
+        labels = Labels(self.index, config.train.labels) if is_supervised else None
+        self.model = make_model(config, text, labels.counts if labels else None).to(world.device)
         if found is None and config.model.init is not None:
             initialise_encoders(self.model, config.model.init, say, self._open_weights)
         self.parallel = Parallel(self.model, config.train, world, self.is_bf16)
         self.optimizer = optim.make_optimizer(self.model, config.train, world.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.inputs = InputMaker(config, self.model.encoder.shape.grid, world, text)
+        self.inputs = InputMaker(config, self.model.encoder.shape.grid, world, text, labels)
         self._saver = Saver(self.directory, config.train, world, self.parallel.is_sharded)
         self.step = self.saved_step = 0
         self._minutes_before = 0.0
@@ -110,6 +116,11 @@ class Run:
         """Whether a step's gradient is added up from several forward passes."""
         train = self.config.train
         return self.world.size > 1 or (train.micro_batch or train.batch) < train.batch
+
+    @property
+    def conditioning(self) -> TextConditioning | None:
+        """How captions condition what is trained; None for I-JEPA and the baselines."""
+        return self.config.model.text if self.config.train.objective == "jepa" else None
 
     def has_words(self, caption: str) -> bool:
         """Return whether the text encoder finds any word in a caption."""
@@ -168,7 +179,7 @@ class Run:
 
     def regularizer_scale(self, step: int) -> Tensor | float:
         """Return the text regularizers' warm-up factor; a tensor, lest compile specialises."""
-        text = self.config.model.text
+        text = self.conditioning
         if text is None:
             return 1.0
         # Filled on the device: copying a number there would wait for all that it has to do.
@@ -251,10 +262,8 @@ class Run:
         return ", ".join(named) + (f" and {len(rows) - most} more" if len(rows) > most else "")
 
     def _new_watch(self, history: list[Record]) -> Watch:
-        text = self.config.model.text
-        rectified = text is not None and text.sparsity == "rectified"
-        ignored = () if rectified else ("positive_share",)
         schedule = self.schedule
+        ignored = meaningless(self.config.model_dump(mode="json"))
         return Watch(schedule.warmup_steps, history, ignored, steps=schedule.steps)
 
     def _hold(self, count: int) -> list[Batch]:

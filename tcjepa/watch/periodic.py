@@ -7,6 +7,7 @@ from collections.abc import Collection
 from tcjepa.config import TrainConfig
 from tcjepa.data.index import ShardIndex
 from tcjepa.model.jepa import TCJEPA
+from tcjepa.model.learner import Learner
 from tcjepa.text import TextEncoder
 from tcjepa.train.distributed import World
 from tcjepa.train.inputs import InputMaker
@@ -39,7 +40,7 @@ class Periodic:
             )
 
     def measure(
-        self, due: Collection[str], model: TCJEPA, step: int, log: RunLog
+        self, due: Collection[str], model: Learner, step: int, log: RunLog
     ) -> dict[str, float]:
         """Return the probe's readings and draw the images, if due after `step` optimizer steps.
 
@@ -48,8 +49,9 @@ class Periodic:
         """
         readings: dict[str, float] = {}
         if "probe" in due and self._probe is not None:
-            readings |= self._probe.measure(model.target_encoder)
+            readings |= self._probe.measure(model.kept_encoder)
         if "attention" in due and self._pictures is not None:
+            assert isinstance(model, TCJEPA)  # the config sees to it
             for uid, png in self._pictures.draw(model, step, self._is_main):
                 snapshots.save(self._run, step, uid, png)
                 log.image(step, f"attention/{uid[:12]}", pixels(png))

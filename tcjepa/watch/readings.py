@@ -46,6 +46,13 @@ GROUPS: Final = (
         _R("sparse", "Sparsity", "Eq. 3 or its entropy form, before weighting"),
         _R("consistency", "Consistency", "Eq. 3, before weighting"),
     )),
+    Group("Baselines", "Do labels, or whole captions, get learned? Of the batch in training.", (
+        _R("image_to_text", "Image to text", "InfoNCE, which caption is the image's"),
+        _R("text_to_image", "Text to image", "InfoNCE, which image is the caption's"),
+        _R("retrieval", "Retrieval", "share of images whose own caption is nearest"),
+        _R("captioned", "Captioned", "share of images with a caption; others are left out"),
+        _R("logit_scale", "Scale of cosines", "1 / temperature, at most 100"),
+    ), ("cross_entropy_", "accuracy_")),
     Group("Text path", "Do captions help the prediction, and do patches tell words apart?", (
         _R("monitor/text_gain", "Text gain", "prediction loss with captions swapped − right ones"),
         _R("monitor/text_gain_share", "Text gain, relative", "as a share of the prediction loss"),

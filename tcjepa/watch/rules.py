@@ -6,8 +6,9 @@ names a reading that does show it, a limit, where the limit comes from, and what
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 #: Readings that the median of `against="recent"` is taken over; fewer raise nothing [readings]
 RECENT: Final = 100
@@ -141,4 +142,15 @@ RULES: Final = (
     ),
 )  # fmt: skip
 
-__all__ = ["RECENT", "RULES", "Rule"]
+
+def meaningless(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the readings that say nothing of a run with this resolved config, as plain data."""
+    # Features that shrink to a direction per class are what labels teach (arXiv 2008.08186).
+    if (config.get("train") or {}).get("objective") == "supervised":
+        return "monitor/encoder_rank", "monitor/encoder_std"
+    text = (config.get("model") or {}).get("text")
+    rectified = isinstance(text, Mapping) and text.get("sparsity") == "rectified"
+    return () if rectified else ("positive_share",)
+
+
+__all__ = ["RECENT", "RULES", "Rule", "meaningless"]

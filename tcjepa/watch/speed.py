@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from tcjepa.bench.flops import Captions, flops_per_image, peak_flops
+from tcjepa.bench.flops import Captions, baseline_flops, flops_per_image, peak_flops
 from tcjepa.config import TrainConfig
+from tcjepa.model.jepa import TCJEPA
 from tcjepa.text import TextEncoder
 from tcjepa.train.distributed import World
+from tcjepa.train.objective import make_model
 
 
 class Utilisation:
@@ -33,8 +35,6 @@ class Utilisation:
 
     def flops(self, captions: Sequence[Sequence[str]]) -> float:
         """Return the model's FLOPs per image at the average text of `captions` (B lists)."""
-        from tcjepa.model.jepa import TCJEPA
-
         texts = [caption for own in captions for caption in own]
         average = None
         if self._text is not None:
@@ -45,8 +45,10 @@ class Utilisation:
                 distinct=len(set(texts)) / max(len(texts), 1),
             )
         with torch.device("meta"):  # the run's own model may be sharded or wrapped
-            model = TCJEPA(self._config.model, self._text.width if self._text else None)
-        return flops_per_image(model, self._config.masks, average).model
+            model = make_model(self._config, self._text)
+        if isinstance(model, TCJEPA):
+            return flops_per_image(model, self._config.masks, average).model
+        return baseline_flops(model, average)
 
     def measure(self, images_per_s: float) -> dict[str, float]:
         """Return the MFU at a speed [images/s of all ranks], if it can be told yet."""

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any, Final
 
 from tcjepa.watch.alarms import Finding, Watch
+from tcjepa.watch.rules import meaningless
 from tcjepa.watch.runfiles import RunFiles
 
 #: A run that has written nothing for so long is taken for dead, unless its windows take longer.
@@ -25,11 +26,7 @@ def judge(run: RunFiles) -> list[Finding]:
 
 
 def _replay(run: RunFiles) -> list[Finding]:
-    text = (run.config.get("model") or {}).get("text")
-    rectified = isinstance(text, dict) and text.get("sparsity") == "rectified"
-    watch = Watch(
-        run.warmup_steps, ignored=() if rectified else ("positive_share",), steps=run.steps
-    )
+    watch = Watch(run.warmup_steps, ignored=meaningless(run.config), steps=run.steps)
     return [finding for record in run.records for finding in watch.check(record)]
 
 
@@ -67,6 +64,8 @@ def _ledger(run: RunFiles) -> list[Finding]:
 def _length(run: RunFiles) -> list[Finding]:
     found = []
     steps, ema = run.steps, _number(run.config, "train", "ema")
+    if (run.config.get("train") or {}).get("objective", "jepa") != "jepa":
+        ema = None  # a baseline keeps no average
     if steps and steps < _FEW_STEPS:
         text = f"a run of {steps} steps is too short to compare features by"
         found.append(_note("short", text, "it shows that the parts work; train longer"))

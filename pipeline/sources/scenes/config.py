@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -106,7 +107,10 @@ class ScenesConfig(Settings):
     @field_validator("shapes", "sizes", "textures")
     @classmethod
     def _of_the_vocabulary(cls, value: list[str], info: ValidationInfo) -> list[str]:
-        known = {"shapes": SHAPES, "sizes": SIZES, "textures": TEXTURES}[str(info.field_name)]
+        vocabulary: dict[str, Iterable[str]] = {
+            "shapes": SHAPES, "sizes": SIZES, "textures": TEXTURES
+        }  # fmt: skip
+        known = list(vocabulary[str(info.field_name)])
         for name in value:
             if name not in known:
                 raise ValueError(
