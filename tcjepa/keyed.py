@@ -9,6 +9,7 @@ of a run is therefore built from raw Philox words and a stable argsort, never fr
 from __future__ import annotations
 
 import hashlib
+import struct
 import threading
 from typing import Any, Final, TypeAlias
 
@@ -20,6 +21,9 @@ Bits: TypeAlias = NDArray[np.uint64]
 _SEPARATOR: Final = b"\x1f"
 _TO_UNIT: Final = 2.0**-53
 _WORD: Final = 2**64 - 1
+#: Words of a blake2b digest.
+_HASHED: Final = 8
+_WORDS: Final = struct.Struct(f"<{_HASHED}Q")
 
 
 class _Local(threading.local):
@@ -54,9 +58,18 @@ def uniform(philox_key: int, count: int) -> NDArray[np.float64]:
     return (bits(philox_key, count) >> np.uint64(11)).astype(np.float64) * _TO_UNIT
 
 
-def draws(philox_key: int, count: int) -> list[float]:
-    """Return `uniform`'s numbers as a list; the faster of the two for a handful."""
-    return [(word >> 11) * _TO_UNIT for word in bits(philox_key, count).tolist()]
+def draws(own_key: int, count: int) -> list[float]:
+    """Return `count` numbers in [0, 1) as a list, not those of `uniform`; more draws extend fewer.
+
+    For a handful per sample: they are words of hashes of (key, block), which takes a third of the
+    time of setting a Philox generator to a key.
+    """
+    found: list[float] = []
+    for block in range(-(-count // _HASHED)):
+        data = own_key.to_bytes(16, "little") + block.to_bytes(8, "little")
+        words = _WORDS.unpack(hashlib.blake2b(data).digest())
+        found += [(word >> 11) * _TO_UNIT for word in words]
+    return found[:count]
 
 
 def permutation(philox_key: int, count: int) -> NDArray[np.int64]:

@@ -121,7 +121,7 @@ def _samples(
                 _CAPTIONS: [caption["text"] for caption in written],
                 "meta": {**sample["meta"], ORIGINAL: sample["uid"], COUNT: count},
             }
-            yield entry, (image_format, image)
+            yield entry, (image_format, bytes(image))
             progress.advance(1)
 
 

@@ -97,7 +97,7 @@ def jpegs(index: ShardIndex, config: DataConfig, count: int) -> list[bytes]:
     rows = range(min(count, len(index), _POOL))
     found = [reader.image_and_sample(row)[:2] for row in rows]
     reader.close()
-    images = [data for data, image_format in found if image_format == "jpg"]
+    images = [bytes(data) for data, image_format in found if image_format == "jpg"]
     return [data for data in images if simplejpeg.decode_jpeg_header(data)[2] != "CMYK"]
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline.schema import IMAGE_EXTENSIONS
 
 Pixels = NDArray[np.uint8]
+Encoded = bytes | memoryview
 
 #: Formats by file extension. Nothing else is opened whatever the bytes say: PIL knows dozens of
 #: formats, and some of its parsers are old.
@@ -73,12 +74,12 @@ class OpenedImage(Protocol):
         """
 
 
-def decode(data: bytes, image_format: str, max_pixels: int) -> Pixels:
+def decode(data: Encoded, image_format: str, max_pixels: int) -> Pixels:
     """Return an image as RGB pixels (H, W, 3) uint8; raises as `open_image` and `pixels` do."""
     return open_image(data, image_format, max_pixels).pixels()
 
 
-def open_image(data: bytes, image_format: str, max_pixels: int) -> OpenedImage:
+def open_image(data: Encoded, image_format: str, max_pixels: int) -> OpenedImage:
     """Read an image's header.
 
     The index's width and height are of the stored pixels. Transparent pixels are laid on white, as
@@ -100,7 +101,7 @@ def open_image(data: bytes, image_format: str, max_pixels: int) -> OpenedImage:
 
 
 class _TurboImage:
-    def __init__(self, data: bytes, height: int, width: int, max_pixels: int) -> None:
+    def __init__(self, data: Encoded, height: int, width: int, max_pixels: int) -> None:
         self.height, self.width = height, width
         self._data, self._max_pixels = data, max_pixels
 
@@ -120,7 +121,7 @@ class _TurboImage:
 
 
 class _PillowImage:
-    def __init__(self, data: bytes, formats: tuple[str, ...], max_pixels: int) -> None:
+    def __init__(self, data: Encoded, formats: tuple[str, ...], max_pixels: int) -> None:
         try:
             self._image = Image.open(io.BytesIO(data), formats=formats)
         except Exception as error:

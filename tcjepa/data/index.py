@@ -11,6 +11,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -85,7 +86,8 @@ class ShardIndex:
         columns = self.table.select(list(Entry._fields))
         self._batches = columns.to_batches()
         lengths = [batch.num_rows for batch in self._batches]
-        self._ends: list[int] = np.cumsum(np.array(lengths, dtype=np.int64)).tolist()
+        self._starts = [0, *accumulate(lengths)][:-1]
+        self._rows: int = sum(lengths)
         # Numbers by numpy: an Arrow scalar takes ten times as long.
         self._readers = [[_item(column) for column in batch.columns] for batch in self._batches]
         spans = _map(opened.spans)
@@ -144,7 +146,7 @@ class ShardIndex:
                 check_hashes(self.directory, self.shards, expected, self.cache_dir)
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return self._rows
 
     def expected(self) -> dict[str, Expected]:
         """Return what the manifest said of each shard when the index was opened; maybe nothing."""
@@ -152,10 +154,10 @@ class ShardIndex:
 
     def entry(self, row: int) -> Entry:
         """Return where the sample of a row is; raises `IndexError`."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of an index of {len(self)}")
-        chunk = bisect_right(self._ends, row)
-        place = row - self._ends[chunk] + self._batches[chunk].num_rows
+        chunk = bisect_right(self._starts, row) - 1
+        if chunk < 0 or row >= self._rows:
+            raise IndexError(f"row {row} of an index of {self._rows}")
+        place = row - self._starts[chunk]
         return Entry(*[read(place) for read in self._readers[chunk]])
 
     def uid_bits(self) -> Bits:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tcjepa.data.augment import centre_crop
 from tcjepa.data.config import DataConfig
-from tcjepa.data.decode import SampleError, decode
+from tcjepa.data.decode import Encoded, SampleError, decode
 from tcjepa.data.folder import ImageFolder
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.loader import run_tasks
@@ -27,7 +27,7 @@ _PREFETCH = 2
 
 
 class _Reader(Protocol):
-    def image_and_sample(self, row: int) -> tuple[bytes, str, Any]: ...
+    def image_and_sample(self, row: int) -> tuple[Encoded, str, Any]: ...
 
 
 def labelled(

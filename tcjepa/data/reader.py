@@ -58,8 +58,8 @@ class ShardReader:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
-    def image_and_sample(self, row: int) -> tuple[bytes, str, Sample]:
-        """Return a row's (image bytes, image format, json member).
+    def image_and_sample(self, row: int) -> tuple[memoryview, str, Sample]:
+        """Return a row's (image bytes, image format, json member); the bytes are not copied again.
 
         Raises `SampleError` for truncated data and for an index that disagrees with the tar (the
         header before the image and the uid inside the json member must be this sample's), and
@@ -70,16 +70,16 @@ class ShardReader:
         start = max(0, min(header, entry.json_offset))
         end = max(entry.image_offset + entry.image_size, entry.json_offset + entry.json_size)
         if end - start <= entry.image_size + entry.json_size + _GAP:
-            span = self._read(entry.shard, start, end - start)
+            span = memoryview(self._read(entry.shard, start, end - start))
             at, text_at = entry.image_offset - start, entry.json_offset - start
             before = span[max(0, header - start) : at]
             image = span[at : at + entry.image_size]
             text = span[text_at : text_at + entry.json_size]
         else:
-            span = self._read(entry.shard, max(0, header), entry.image_size + BLOCKSIZE)
+            span = memoryview(self._read(entry.shard, max(0, header), entry.image_size + BLOCKSIZE))
             before, image = span[:BLOCKSIZE], span[BLOCKSIZE:]
-            text = self._read(entry.shard, entry.json_offset, entry.json_size)
-        _check_header(before, entry)
+            text = memoryview(self._read(entry.shard, entry.json_offset, entry.json_size))
+        _check_header(bytes(before), entry)
         return image, entry.image_format, _parse(text, entry)
 
     def sample(self, row: int) -> Sample:
@@ -157,7 +157,7 @@ def _check_header(header: bytes, entry: Entry) -> None:
         )
 
 
-def _parse(text: bytes, entry: Entry) -> Sample:
+def _parse(text: bytes | memoryview, entry: Entry) -> Sample:
     try:
         sample = orjson.loads(text)
     except ValueError as error:  # covers bad UTF-8 as well

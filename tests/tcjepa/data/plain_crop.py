@@ -19,7 +19,7 @@ def plain_crop(
 ) -> Pixels:
     """Return a crop (size, size, 3) with scale and ratio in `ranges`."""
     pixels = decode(data, image_format, 10**8)
-    tries = keyed.uniform(crop_key, 40).reshape(10, 4).tolist()
+    tries = np.reshape(keyed.draws(crop_key, 40), (10, 4)).tolist()
     top, left, height, width = random_box(*pixels.shape[:2], *ranges, tries)
     cut = pixels[top : top + height, left : left + width]
     within = height <= 2 * size and width <= 2 * size

@@ -59,7 +59,7 @@ def smooth(height: int, width: int) -> np.ndarray:
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(0, 2**64))
 def test_box_lies_in_the_image(height: int, width: int, some_key: int) -> None:
     box = crop_box(height, width, SCALE, RATIO, some_key)
-    tries = keyed.uniform(some_key, 40).reshape(10, 4).tolist()
+    tries = np.reshape(keyed.draws(some_key, 40), (10, 4)).tolist()
     assert box == random_box(height, width, SCALE, RATIO, tries)
     assert box.height > 0 and box.width > 0
     assert 0 <= box.top <= height - box.height and 0 <= box.left <= width - box.width
