@@ -15,7 +15,7 @@ from pipeline.sources.scenes.world import Scene, Split, scene, stream
 
 HOST: Final = "127.0.0.1"
 
-#: Columns of `rows`. The last seven are metadata: filters and scorers never read them.
+#: Columns of `rows`. The last eight are metadata: filters and scorers never read them.
 SCHEMA: Final = pa.schema(
     [
         ("url", pa.string()),
@@ -27,6 +27,7 @@ SCHEMA: Final = pa.schema(
         ("url_fault", pa.string()),
         ("shape", pa.string()),
         ("colour", pa.string()),
+        ("texture", pa.string()),
         ("background", pa.string()),
         ("n_objects", pa.int32()),
     ]
@@ -36,8 +37,8 @@ SCHEMA: Final = pa.schema(
 def rows(config: ScenesConfig) -> Iterator[dict[str, Any]]:
     """Yield one row per URL, train first, with the columns of `SCHEMA`.
 
-    `annotations` and the labels `shape`, `colour` (of the object with the largest visible area),
-    `background` and `n_objects` tell what the image at the URL shows: for a copy the scene copied,
+    `annotations` and the labels `shape`, `colour`, `texture` (of the object with the largest visible
+    area), `background` and `n_objects` tell what the image at the URL shows: for a copy the scene copied,
     for a blank image no objects and null labels. `caption_fault` speaks of the scene behind the
     URL, also where a fault of the URL hides it.
     """
@@ -81,6 +82,7 @@ def _labels(shown: Scene) -> dict[str, Any]:
         "annotations": shown.annotations(),
         "shape": prominent.shape,
         "colour": prominent.colour,
+        "texture": prominent.texture,
         "background": shown.background,
         "n_objects": len(shown.objects),
     }
@@ -90,6 +92,7 @@ _NOTHING_SHOWN: Final[dict[str, Any]] = {
     "annotations": json.dumps({"background": None, "objects": [], "relations": []}),
     "shape": None,
     "colour": None,
+    "texture": None,
     "background": None,
     "n_objects": 0,
 }

@@ -11,7 +11,7 @@ from pipeline.filters.language import detector
 from pipeline.sources.scenes import SCHEMA, CaptionShares, ScenesConfig, UrlFaultShares, rows
 from pipeline.sources.scenes.faults import original, swap_partner, url_fault
 from pipeline.sources.scenes.rows import row
-from pipeline.sources.scenes.vocabulary import COLOURS, SHAPES
+from pipeline.sources.scenes.vocabulary import COLOURS, SHAPES, TEXTURES
 from pipeline.sources.scenes.world import scene, stream
 
 WORLD = ScenesConfig(train=2500, test=60)
@@ -66,6 +66,15 @@ def test_shares_converge_to_the_config(column: str, shares: CaptionShares | UrlF
         assert counts[name] / len(TRAIN) == pytest.approx(share, abs=4 * spread), name
 
 
+def textures(line: dict[str, str]) -> set[str]:
+    """Textures of the objects that have the labelled shape and colour; plain goes without saying."""
+    return {
+        next((name for name in TEXTURES if name in item["attributes"]), "plain")
+        for item in json.loads(line["annotations"])["objects"]
+        if (item["category"], item["attributes"][-1]) == (line["shape"], line["colour"])
+    }
+
+
 def test_held_out_rows_are_sound_right_and_labelled() -> None:
     for line in TABLE[2500:]:
         assert (line["caption_fault"], line["url_fault"]) == ("right", "none")
@@ -73,6 +82,7 @@ def test_held_out_rows_are_sound_right_and_labelled() -> None:
         assert named_things(line["captions"][0]) <= truth(line)
         assert (line["shape"], line["colour"]) in truth(line)
         assert line["n_objects"] == len(truth(line))
+        assert line["texture"] in textures(line)
 
 
 def test_right_texts_say_only_true_things_and_name_the_labelled_object() -> None:
