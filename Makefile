@@ -7,8 +7,9 @@ BIN    := $(VENV)/bin
 DATA   ?= data_configs/scenes_tiny.yaml
 RUN    ?= runs/scenes
 TRAIN  ?= tcjepa/configs/scenes_tiny.yaml
-# A name in tcjepa/ablate/studies, or `all`; each runs at its reduced size.
+# A name in tcjepa/ablate/studies, or `all`; each runs at its reduced size, in a folder of STUDIED.
 STUDY  ?= noise
+STUDIED ?= runs/ablation
 STUDIES := $(sort $(basename $(notdir $(wildcard tcjepa/ablate/studies/*.yaml))))
 # Further `key.sub=value` overrides of the command at hand.
 ARGS   ?=
@@ -31,32 +32,34 @@ pretrain: setup
 	$(BIN)/python -m tcjepa pretrain $(TRAIN) run=$(RUN)/pretrain data.shards=$(RUN)/shards $(ARGS)
 
 ablation: setup
-	@test -f $(RUN)/shards/manifest.json || $(MAKE) --no-print-directory shards
 	@for study in $(if $(filter all,$(STUDY)),$(STUDIES),$(STUDY)); do \
 		$(MAKE) --no-print-directory study-$$study || exit 1; done
 
 # Studies of captions that were corrupted before scoring, and of a second captioner, need shards of
 # their own.
-study-remedies study-filtering: $(RUN)/derangement/shards/manifest.json
-study-captioners: $(RUN)/captioners/shards/manifest.json
-SHARDS_captioners = $(RUN)/captioners/shards
-ARGS_remedies = constants.derangement=$(RUN)/derangement/shards
+study-remedies study-filtering: $(STUDIED)/derangement/shards/manifest.json
+study-captioners: $(STUDIED)/captioners/shards/manifest.json
+SHARDS_captioners = $(STUDIED)/captioners/shards
+ARGS_remedies = constants.derangement=$(STUDIED)/derangement/shards
 ARGS_filtering = $(ARGS_remedies)
 
-study-%: setup
-	$(BIN)/python -m tcjepa ablate $* --reduced run=$(RUN)/ablation/$* \
-		shards=$(or $(SHARDS_$*),$(RUN)/shards) $(ARGS_$*) $(ARGS)
+study-%: setup $(STUDIED)/world/shards/manifest.json
+	$(BIN)/python -m tcjepa ablate $* --reduced run=$(STUDIED)/$* \
+		shards=$(or $(SHARDS_$*),$(STUDIED)/world/shards) $(ARGS_$*) $(ARGS)
 
-$(RUN)/derangement/shards/manifest.json:
-	rm -rf $(RUN)/derangement
-	$(BIN)/python -m tcjepa.ablate.noisy_shards $(RUN)/shards $(RUN)/derangement \
+$(STUDIED)/world/shards/manifest.json: | setup
+	$(BIN)/python -m pipeline shards data_configs/studies_cpu.yaml run=$(STUDIED)/world
+
+$(STUDIED)/derangement/shards/manifest.json: $(STUDIED)/world/shards/manifest.json
+	rm -rf $(STUDIED)/derangement
+	$(BIN)/python -m tcjepa.ablate.noisy_shards $(STUDIED)/world/shards $(STUDIED)/derangement \
 		kind=derangement rate=0.4
-	$(BIN)/python -m pipeline shards $(RUN)/derangement/noisy.yaml
+	$(BIN)/python -m pipeline shards $(STUDIED)/derangement/noisy.yaml
 
-$(RUN)/captioners/shards/manifest.json:
-	$(BIN)/python -m pipeline shards data_configs/studies.yaml run=$(RUN)/captioners \
-		source.train=6000 source.test=1500 source.min_side=96 source.max_side=320 \
-		filter.image.min_side=64 part_rows=500 pack.shard_mb=8
+$(STUDIED)/captioners/shards/manifest.json: | setup
+	$(BIN)/python -m pipeline shards data_configs/studies_cpu.yaml run=$(STUDIED)/captioners \
+		'recaption.captioners=[{kind: annotations, max_captions: 8}, {kind: annotations, name: weak, max_captions: 8, error_rate: 0.5, seed: 1}]' \
+		recaption.max_captions=16
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=85

@@ -52,10 +52,10 @@ def test_every_arm_is_a_config_whose_masks_fit(name: str, reduced: bool) -> None
 def test_studies_share_one_base_and_say_what_they_ask(name: str) -> None:
     text = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
     study = open_study(name)
-    assert (study.base, study.reduced.base) == ("scenes_small", "scenes_tiny")
+    assert (study.base, study.reduced.base) == ("scenes_small", "scenes_mini")
     assert len(study.seeds) >= 3 and study.asks.endswith((".", "?"))
     assert text["run"] == f"runs/studies/{name}"
-    assert study.reduced.run == f"runs/scenes/ablation/{name}"
+    assert study.reduced.run == f"runs/ablation/{name}"
     assert len(trials_of(open_study(name, reduced=True))) <= 10  # minutes each, on two cores
 
 

@@ -22,7 +22,7 @@ PAPER = {
 }
 OURS = {"vit_s16": (12, 384, 6, 14, 6, 192, 600)}
 #: Of the embedded world: no ViT of the paper's, no ImageNet.
-SCENES = {"scenes_tiny", "scenes_small"}
+SCENES = {"scenes_tiny", "scenes_mini", "scenes_small"}
 
 
 def preset(name: str) -> TrainConfig:
