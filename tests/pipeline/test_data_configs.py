@@ -201,7 +201,7 @@ LISTS: dict[str, Callable[[Path, Any], tuple[Path, Expected]]] = {
     "img2dataset_shards": img2dataset_shards,
     "urls": urls,
 }
-OTHERS = {"folder", "scenes", "studies"}
+OTHERS = {"folder", "scenes", "studies", "studies_cpu"}
 
 
 def test_every_config_is_tested() -> None:
