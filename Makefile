@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 # What the targets work on; override as in `make shards DATA=my.yaml RUN=runs/mine`.
-DATA   ?= data_configs/scenes_tiny.yaml
+DATA   ?= data_configs/scenes.yaml
 RUN    ?= runs/scenes
 TRAIN  ?= tcjepa/configs/scenes_tiny.yaml
 # A name in tcjepa/ablate/studies, or `all`; each runs at its reduced size, in a folder of STUDIED.

@@ -45,15 +45,19 @@ def read_size(data: bytes) -> tuple[int, int] | str:
 
 
 def decode(data: bytes) -> Image | str:
-    """Return BGR pixels (H, W, 3) or an error; JPEGs are reduced by 2, 4 or 8 if enough remain."""
+    """Return BGR pixels (H, W, 3) or an error.
+
+    JPEGs are reduced by 2, 4 or 8 if their longer side keeps `WORKING_SIDE`.
+    """
     if not data.startswith(b"\xff\xd8\xff"):
         return "truncated" if _is_cut(data) else _decode_any(data)
+    size = read_size(data)
+    longer = "min_width" if isinstance(size, tuple) and size[0] >= size[1] else "min_height"
     options: dict[str, Any] = {
         "colorspace": "BGR",
         "fastdct": True,
         "fastupsample": True,
-        "min_height": WORKING_SIDE,
-        "min_width": WORKING_SIDE,
+        longer: WORKING_SIDE,
     }
     try:
         return _pixels(simplejpeg.decode_jpeg(data, **options))

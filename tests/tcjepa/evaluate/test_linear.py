@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn import linear_model, model_selection, preprocessing
 
 from tcjepa.evaluate.config import SweepConfig
 from tcjepa.evaluate.linear import (
@@ -113,9 +114,6 @@ def correlated(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_the_default_protocol_scores_as_scikit_learns_logistic_regression():
     """Within half a point, with C chosen on the same validation share by scikit-learn."""
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    model_selection = pytest.importorskip("sklearn.model_selection")
-    preprocessing = pytest.importorskip("sklearn.preprocessing")
     (rows, labels), (tested, truth) = correlated(3000, 0), correlated(4000, 1)
     ours, _ = probe(rows, labels, tested, truth, classes=6, config=SweepConfig(), seeds=3)
     scale = preprocessing.StandardScaler().fit(rows.numpy())
