@@ -37,10 +37,10 @@ SCHEMA: Final = pa.schema(
 def rows(config: ScenesConfig) -> Iterator[dict[str, Any]]:
     """Yield one row per URL, train first, with the columns of `SCHEMA`.
 
-    `annotations` and the labels `shape`, `colour`, `texture` (of the object with the largest visible
-    area), `background` and `n_objects` tell what the image at the URL shows: for a copy the scene copied,
-    for a blank image no objects and null labels. `caption_fault` speaks of the scene behind the
-    URL, also where a fault of the URL hides it.
+    `annotations` and the labels `shape`, `colour`, `texture` (of the object with the largest
+    visible area), `background` and `n_objects` tell what the image at the URL shows: for a copy the
+    scene copied, for a blank image no objects and null labels. `caption_fault` speaks of the scene
+    behind the URL, also where a fault of the URL hides it.
     """
     for index in range(config.train):
         yield row(config, "train", index)

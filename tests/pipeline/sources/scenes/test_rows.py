@@ -67,7 +67,7 @@ def test_shares_converge_to_the_config(column: str, shares: CaptionShares | UrlF
 
 
 def textures(line: dict[str, str]) -> set[str]:
-    """Textures of the objects that have the labelled shape and colour; plain goes without saying."""
+    """Textures of the objects of the labelled shape and colour; plain goes without saying."""
     return {
         next((name for name in TEXTURES if name in item["attributes"]), "plain")
         for item in json.loads(line["annotations"])["objects"]
