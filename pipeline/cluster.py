@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,12 +12,22 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from pipeline.gpus import VARIABLE, groups, visible
 from pipeline.settings import ConfigError, Settings
 from pipeline.workers import guarded
 
 log = logging.getLogger(__name__)
 
 _STARTS = 3  # tries to start the embedded cluster
+_GPU = "GPU"
+#: How embedded workers are kept. Dask has them give every freed 64 KiB back to the system, which
+#: costs a worker that goes through megabytes of pixels per image a fifth of its time in page faults
+#: (docs/decisions.md); and it looks at what they do 100 times a second, for a page nobody opens.
+_WORKER_SETTINGS = {
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 128 * 2**20,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 32 * 2**20,
+    "distributed.worker.profile.enabled": False,
+}
 
 
 class AdaptiveConfig(Settings):
@@ -39,7 +50,10 @@ class ClusterConfig(Settings):
         None, ge=1, description="worker processes of the embedded cluster; null: one per core"
     )
     worker_resources: dict[str, float] = Field(
-        {}, description="resources each embedded or SLURM worker offers, such as {GPU: 1}"
+        {},
+        description="resources each embedded or SLURM worker offers, such as {GPU: 1}; where the "
+        "embedded cluster's machine has GPUs, only as many workers offer GPU as it has, and each "
+        "sees its own alone",
     )
     address: str | None = Field(
         None,
@@ -108,7 +122,7 @@ def connect(config: ClusterConfig, scratch: str | None) -> Iterator[Any]:
 
     # Errors of tasks reach the driver and `events.jsonl`; what Dask itself logs while workers come
     # and go would only bury the progress lines.
-    settings: dict[str, Any] = {"logging": {"distributed": "critical"}}
+    settings: dict[str, Any] = {"logging": {"distributed": "critical"}, **_WORKER_SETTINGS}
     if scratch is not None:
         settings["temporary-directory"] = scratch
     with dask.config.set(settings), ExitStack() as stack:
@@ -138,6 +152,14 @@ def _existing(address: str) -> Any:
 def _local_cluster(config: ClusterConfig) -> Any:
     from distributed import LocalCluster
 
+    gpus = visible()
+    per_worker = max(1, math.ceil(config.worker_resources.get(_GPU, 0)))
+    if gpus and config.worker_resources.get(_GPU) and per_worker > len(gpus):
+        raise ConfigError(
+            f"cluster.worker_resources: a worker is to offer {per_worker} GPUs, and this machine "
+            f"has {len(gpus)}"
+        )
+
     start = functools.partial(
         LocalCluster,
         n_workers=config.workers or os.cpu_count() or 1,
@@ -147,7 +169,7 @@ def _local_cluster(config: ClusterConfig) -> Any:
         # The scheduler always serves a health page; without a dashboard on any port.
         dashboard_address=config.dashboard or "127.0.0.1:0",
         scheduler_kwargs={"dashboard": config.dashboard is not None},
-        resources=config.worker_resources or None,
+        worker_class=_placed(config.worker_resources, groups(gpus, per_worker)),
         silence_logs=logging.CRITICAL,
     )
     for _ in range(_STARTS - 1):
@@ -156,6 +178,29 @@ def _local_cluster(config: ClusterConfig) -> Any:
         except RuntimeError as error:  # a worker that is killed as it starts takes all down
             log.warning("the workers did not start (%s); once more", error)
     return start()
+
+
+def _placed(resources: dict[str, float], owned: list[str]) -> Any:
+    """Return the class of the embedded workers' keepers.
+
+    Worker n offers `resources` and sees the GPUs `owned[n]`; later workers see and offer no GPU.
+    Without GPUs all offer what was asked for: a model that then runs on the CPU has its workers.
+    """
+    from distributed import Nanny
+
+    class PlacedNanny(Nanny):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, name: Any, **options: Any) -> None:
+            offered, environment = dict(resources), {}
+            if owned and _GPU in resources:
+                has_gpu = int(name) < len(owned)
+                environment = {VARIABLE: owned[int(name)] if has_gpu else ""}
+                if not has_gpu:
+                    del offered[_GPU]
+            super().__init__(
+                *arguments, name=name, resources=offered or None, env=environment, **options
+            )
+
+    return PlacedNanny
 
 
 def slurm_cluster(config: ClusterConfig) -> Any:

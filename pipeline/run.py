@@ -41,6 +41,8 @@ from pipeline.stages.task import ALL, SHARDS, is_done, tables_of
 from pipeline.storage import Directory
 
 CONFIG = "config.yaml"
+#: Beside it, thresholds that `--until` only tried: the verdicts are theirs, the shards are not.
+TRIED = "tried.yaml"
 
 #: Where `shards --until` can stop.
 UNTIL = ("download", "filter", "recaption", "select", "score", "choose")
@@ -68,8 +70,11 @@ def build_shards(config: PipelineConfig, until: str | None = None) -> RunResult:
     written = to_yaml(config)
     config = config.model_copy(update={"filter": with_lists(config.filter)})
     with locked(run):
-        if until is None or not run.exists(CONFIG):  # thresholds that are only tried leave no trace
+        if until is None or not run.exists(CONFIG):
             run.write_text(CONFIG, written)
+            run.remove(TRIED)
+        else:  # the shards that are there are still those of CONFIG
+            run.write_text(TRIED, written)
         try:
             parts = cut(run, source, config.part_rows)
         except (OSError, EOFError) as error:

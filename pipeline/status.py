@@ -70,7 +70,8 @@ def _headline(state: RunState) -> str:
     what = f"{without_secrets(state.run.url)}: {rows:,} rows in {len(state.parts)} parts, "
     if state.running:
         return what + "running" + (f", dashboard {state.dashboard}" if state.dashboard else "")
-    return what + ("finished" if state.manifest is not None else "not finished: no manifest")
+    what += "finished" if state.manifest is not None else "not finished: no manifest"
+    return what + ("; verdicts by thresholds that were only tried" if state.is_tried else "")
 
 
 def _progress(state: RunState, fates: Fates) -> list[str]:

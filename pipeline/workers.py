@@ -8,12 +8,16 @@ starts if it is there, and turned away if it joins later.
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import platform
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.gpus import VARIABLE, groups, visible
 from pipeline.settings import ConfigError
 
 _PLUGIN = "pipeline-worker-check"
@@ -81,6 +85,18 @@ def _fault_finder(code: str, python: tuple[str, ...]) -> Callable[..., str | Non
     return fault
 
 
+def settle(name: str, resources: Mapping[str, float]) -> None:
+    """Leave a worker that offers GPUs its own of a job's: the workers of a job share its variable.
+
+    `dask worker --nworkers N` ends their names in -0, -1, …; called before anything uses CUDA.
+    """
+    count, own = math.ceil(resources.get("GPU", 0)), re.search(r"-(\d+)$", name)
+    gpus = visible()
+    if count and own and len(gpus) > count:
+        shares = groups(gpus, count)
+        os.environ[VARIABLE] = shares[int(own.group(1)) % len(shares)]
+
+
 def _doorkeeper(fault: Callable[..., str | None]) -> Any:
     from distributed import WorkerPlugin
 
@@ -90,5 +106,8 @@ def _doorkeeper(fault: Callable[..., str | None]) -> Any:
             if found is not None:
                 await worker.close(nanny=True, reason=found)
                 raise RuntimeError(found)
+            from pipeline.workers import settle  # here: the class travels by value
+
+            settle(str(worker.name), worker.state.total_resources)
 
     return Doorkeeper()

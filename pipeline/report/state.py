@@ -21,7 +21,7 @@ from pipeline.storage import Directory
 if TYPE_CHECKING:  # the config loads every room
     from pipeline.config import PipelineConfig
 
-_CONFIG = "config.yaml"
+_CONFIG, _TRIED = "config.yaml", "tried.yaml"
 Mark = Callable[[str, Part], str | None]
 
 
@@ -29,7 +29,8 @@ Mark = Callable[[str, Part], str | None]
 class RunState:
     """A run directory as it is now.
 
-    `config` is the resolved config as plain data, `config_text` as it stands in the file;
+    `config` is the resolved config as plain data, `config_text` as it stands in the file, and
+    `is_tried` says that its thresholds were only tried: verdicts are by them, shards are not.
     `manifest` is None until the run has finished once. `running` says that another process is
     working in it, `dashboard` where to watch it.
     """
@@ -39,6 +40,7 @@ class RunState:
     activity: Activity
     config: dict[str, Any]
     config_text: str
+    is_tried: bool
     manifest: dict[str, Any] | None
     running: bool
     dashboard: str | None
@@ -72,7 +74,8 @@ def read_state(run: Directory, config: PipelineConfig | None = None) -> RunState
     parts = listed(run)
     if not parts:
         raise ConfigError(f"{run.url} is not a run directory (it has no parts)")
-    text = run.read_bytes(_CONFIG).decode(errors="replace") if run.exists(_CONFIG) else ""
+    settings = next((name for name in (_TRIED, _CONFIG) if run.exists(name)), None)
+    text = run.read_bytes(settings).decode(errors="replace") if settings else ""
     shards = run / SHARDS
     running, dashboard = _worker(run)
     return RunState(
@@ -81,6 +84,7 @@ def read_state(run: Directory, config: PipelineConfig | None = None) -> RunState
         activity=read_activity(run),
         config=config.model_dump(mode="json") if config else _plain(text),
         config_text=text,
+        is_tried=settings == _TRIED,
         manifest=shards.read_json(MANIFEST_FILE) if shards.exists(MANIFEST_FILE) else None,
         running=running,
         dashboard=dashboard,

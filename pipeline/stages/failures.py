@@ -66,7 +66,17 @@ FAILURES: Final[dict[str, tuple[FailureClass, str]]] = {
 
 #: Reasons that a fetch has when nothing at all can be reached.
 UNREACHED: Final = frozenset(
-    {"timeout", "deadline", "dns", "dns_temporary", "connection", "reset", "tls", "host_down"}
+    {
+        "timeout",
+        "deadline",
+        "dns",
+        "dns_temporary",
+        "connection",
+        "reset",
+        "tls",
+        "host_down",
+        "robots_unreachable",
+    }
 )
 
 # For texts that are not our own: img2dataset's, OpenCV's, and urllib's in older tars. First match

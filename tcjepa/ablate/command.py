@@ -46,7 +46,7 @@ def run(parsed: argparse.Namespace, find: Callable[[str], Path], say: Say) -> bo
     """
     from tcjepa.ablate.reduced import open_study
     from tcjepa.ablate.runner import chosen, run_trials
-    from tcjepa.ablate.trial import is_finished
+    from tcjepa.ablate.trial import check_config, is_finished
 
     study = open_study(parsed.study, parsed.overrides, reduced=parsed.reduced)
     base, part = find(study.base), _part(parsed.part)
@@ -60,6 +60,9 @@ def run(parsed: argparse.Namespace, find: Callable[[str], Path], say: Say) -> bo
         from tcjepa.ablate.cost import estimate_apart
 
         say(estimate_apart(study, base, waiting))
+    if parsed.report:
+        for trial in trials:
+            check_config(study, trial, base)
     failed = [] if parsed.report else run_trials(study, base, say, part)
     if part is not None:
         say(f"part {parsed.part} is over; --report writes the report once all parts are")

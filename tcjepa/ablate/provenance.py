@@ -78,6 +78,16 @@ def write(trial: Trial, found: dict[str, str]) -> None:
     path.write_text(json.dumps(found, indent=2) + "\n")
 
 
+def check_data(trial: Trial, found: dict[str, str]) -> None:
+    """Raise `ConfigError` if a finished trial ran on other data than the study now names."""
+    ran = _read(trial).get("data")
+    if ran not in (None, found["data"]):
+        raise ConfigError(
+            f"{trial.folder} ran on other data ({ran}) than the study's shards hold now "
+            f"({found['data']}); name the shards it ran on, or set run= to another directory"
+        )
+
+
 def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
     """Return a line per kind of provenance among finished trials.
 

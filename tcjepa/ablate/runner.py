@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pipeline import gpus
 from pipeline.progress import Progress
 from pipeline.settings import ConfigError
 from tcjepa.ablate import kept, provenance
@@ -55,13 +56,16 @@ def run_trials(
     waiting = [trial for trial in trials if not is_finished(trial)]
     by_shards: dict[tuple[str, str | None], dict[str, str]] = {}
     shares = kept.KeptShares()
-    for trial in waiting:
+    for trial in trials:
         config = configs[trial]
         shards = (config.data.shards, config.evaluate.shards)
         if shards not in by_shards:
             by_shards[shards] = provenance.provenance(config)
-        provenance.write(trial, by_shards[shards])
-        kept.write(trial, shares.of(config))
+        if trial in waiting:
+            provenance.write(trial, by_shards[shards])
+            kept.write(trial, shares.of(config))
+        else:
+            provenance.check_data(trial, by_shards[shards])
     place = _place(study)
     try:
         return _run(place, trials, waiting, say)
@@ -118,12 +122,13 @@ def _place(study: StudyConfig) -> Place:
 
 
 class Processes:
-    """This machine: `study.parallel` processes at a time."""
+    """This machine: `study.parallel` processes at a time, spread over its GPUs."""
 
     def __init__(self, study: StudyConfig) -> None:
         self._most = study.parallel
         self._threads = study.threads or max(1, (os.cpu_count() or 1) // study.parallel)
         self._running: dict[Trial, subprocess.Popen[bytes]] = {}
+        self._gpus, self._gpu_of = gpus.visible(), dict[Trial, str | None]()
         self._refused: list[tuple[Trial, str | None]] = []
 
     @property
@@ -133,8 +138,10 @@ class Processes:
 
     def start(self, trial: Trial) -> None:
         """Begin a trial."""
+        gpu = gpus.least_used(self._gpus, (self._gpu_of[other] for other in self._running))
         try:
-            self._running[trial] = start(trial, self._threads)
+            self._running[trial] = start(trial, self._threads, gpu)
+            self._gpu_of[trial] = gpu
         except TrialBusyError as error:
             self._refused.append((trial, str(error)))
 

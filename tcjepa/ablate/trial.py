@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from pipeline import gpus
 from pipeline.settings import ConfigError, load, to_yaml
 from tcjepa.ablate.study import StudyConfig, Trial, training_config
 from tcjepa.config import TrainConfig, differences
@@ -49,6 +50,18 @@ def write_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
 
     Raises `ConfigError` rather than mix it with what another config left in its folder.
     """
+    config = check_config(study, trial, base)
+    path = Path(trial.folder) / _CONFIG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_yaml(config))
+    return config
+
+
+def check_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
+    """Return the config that the study gives a trial.
+
+    Raises `ConfigError` if what its folder holds was begun with another.
+    """
     path = Path(trial.folder) / _CONFIG
     config = training_config(study, trial, base)
     if path.exists() and has_begun(trial):
@@ -61,8 +74,6 @@ def write_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
                 f"{trial.folder} holds a trial of another config ({'; '.join(changed)}); "
                 "set run= to another directory or remove that one"
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_yaml(config))
     return config
 
 
@@ -71,14 +82,17 @@ def own_config(trial: Trial) -> TrainConfig:
     return load(TrainConfig, Path(trial.folder) / _CONFIG)
 
 
-def start(trial: Trial, threads: int) -> subprocess.Popen[bytes]:
+def start(trial: Trial, threads: int, gpu: str | None = None) -> subprocess.Popen[bytes]:
     """Start a trial; it holds its folder's lock until it ends, however it ends.
 
+    It sees no GPU but `gpu`, as `CUDA_VISIBLE_DEVICES` names it; None leaves that to the caller's.
     Raises `TrialBusyError` if another process has it: two writers would spoil each other's log.
     """
     folder = Path(trial.folder)
     command = [sys.executable, "-m", "tcjepa", "pretrain", str(folder / _CONFIG)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if gpu is not None:
+        environment[gpus.VARIABLE] = gpu
     with (folder / _LOG).open("ab") as log, (folder / _LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,6 +124,7 @@ def _follow_parent() -> None:
 
 __all__ = [
     "TrialBusyError",
+    "check_config",
     "has_begun",
     "is_finished",
     "last_lines",

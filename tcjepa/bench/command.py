@@ -1,4 +1,4 @@
-"""`python -m tcjepa bench [all|loader|step]`: which bench runs, with which arguments.
+"""`python -m tcjepa bench [all|loader|step|monitors]`: which bench runs, with which arguments.
 
 Imports nothing heavy: every command's parser is built before any command runs.
 """
@@ -15,6 +15,7 @@ _PARTS: Final = (
     ("all", "every bench at its default sizes", "tcjepa.bench.run"),
     ("loader", "decoders, the loader and its rivals on the same shards", "tcjepa.bench.loader_run"),
     ("step", "what a training step costs", "tcjepa.bench.step_run"),
+    ("monitors", "what watching costs, as a share of a step", "tcjepa.bench.monitors"),
 )
 
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the benches as subcommands; without one, all of them run."""
     add_common_arguments(parser)
     parser.set_defaults(bench="tcjepa.bench.run")
-    parts = parser.add_subparsers(metavar="all|loader|step", parser_class=_LateParser)
+    parts = parser.add_subparsers(metavar="all|loader|step|monitors", parser_class=_LateParser)
     for name, text, module in _PARTS:
         part = parts.add_parser(name, help=text, description=text)
         part.set_defaults(bench=module)

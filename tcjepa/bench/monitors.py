@@ -4,8 +4,8 @@ The monitors inside the forward pass run at every step; those on held images run
 `train.monitor_every` steps, so their cost is divided by it. Both are CPU time of the process on a
 CPU (the machine may be busy), and time on a GPU:
 
-    python -m tcjepa.bench.monitors scenes_tiny data.shards=… run=…
-    python -m tcjepa.bench.monitors vit_b16 data.shards=… run=… text.encoder=hashed --batch 2
+    python -m tcjepa bench monitors scenes_tiny
+    python -m tcjepa bench monitors vit_b16 text.encoder=hashed --batch 2
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,10 @@ from unittest import mock
 import torch
 
 from pipeline.settings import load
+from pipeline.timing import report
+from tcjepa.bench.images import photographs
+from tcjepa.bench.run import check_target
+from tcjepa.bench.shards import write_shards
 from tcjepa.cli import config_path
 from tcjepa.config import TrainConfig
 from tcjepa.data.loader import Batch
@@ -33,6 +38,9 @@ from tcjepa.train.distributed import World, pick_device
 from tcjepa.train.loop import optimizer_step
 from tcjepa.train.run import Run
 from tcjepa.watch.alarms import Watch
+
+#: Of the shards that are made on the spot [px], [images].
+_SIDE, _IMAGES, _SAMPLES = 256, 32, 512
 
 
 @dataclass(frozen=True)
@@ -124,21 +132,46 @@ def _unwatched() -> Iterator[None]:
         yield
 
 
-def main() -> None:
-    """Print the cost at a config as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m tcjepa.bench.monitors")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the bench's arguments."""
     parser.add_argument("config", help="YAML config, or a packaged one's name")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    parser.add_argument("--batch", type=int, help="images of a step")
-    parser.add_argument("--rounds", type=int, default=15)
-    parsed = parser.parse_intermixed_args()
-    with tempfile.TemporaryDirectory() as folder:
-        own = [f"run={Path(folder) / 'run'}"]
+    parser.add_argument("--batch", type=int, help="images of a step; default: the config's")
+    parser.add_argument("--rounds", type=int, default=15, help="pairs of steps (default: 15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
+
+
+def run(parsed: argparse.Namespace) -> None:
+    """Print what watching costs at a config; raises `ConfigError` as `load` does.
+
+    Shards are made on the spot unless `data.shards` is given.
+    """
+    check_target(parsed.json)
+    with tempfile.TemporaryDirectory(prefix="tcjepa-bench-") as name:
+        folder = Path(name)
+        own = [f"run={folder / 'run'}"]
         own += [] if parsed.batch is None else [f"train.batch={parsed.batch}"]
+        if not any(item.startswith("data.shards=") for item in parsed.overrides):
+            own.append(f"data.shards={folder / 'shards'}")
+            images = photographs(_IMAGES, _SIDE)
+            write_shards(folder / "shards", images, _SIDE, _SAMPLES, _SAMPLES)
         config = load(TrainConfig, config_path(parsed.config), [*own, *parsed.overrides])
         cost = measure(config, parsed.rounds)
-    print(json.dumps({**asdict(cost), "total_share": cost.total_share}, indent=2))
+    found = {
+        "config": parsed.config,
+        "batch": config.train.batch,
+        "monitor_every": config.train.monitor_every,
+        "monitor_images": config.train.monitor_images,
+        **asdict(cost),
+        "total_share": cost.total_share,
+    }
+    print(json.dumps(found, indent=2))
+    if parsed.json is not None:
+        command = ["python", "-m", "tcjepa", *sys.argv[1:]]
+        device = pick_device(config.train.device)
+        gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
+        whole = report([], command=command, quick=False, packages=("torch", "timm"), gpu=gpu)
+        parsed.json.write_text(json.dumps({**whole, "monitors": found}, indent=2) + "\n")
 
 
-if __name__ == "__main__":
-    main()
+__all__ = ["Cost", "add_arguments", "measure", "run"]

@@ -72,7 +72,8 @@ def run(parsed: argparse.Namespace) -> None:
         bench = StepBench(config, Path(folder), parsed.words)
         cases = bench.cases()
         torch._dynamo.utils.counters.clear()  # what this process compiled before is not ours
-        memory = {case.name: _warm_up(case, bench.device) for case in cases}
+        is_compiled = config.train.compile
+        memory = {case.name: _warm_up(case, bench.device, is_compiled) for case in cases}
         compiled = _compiled()
         name = f"training step, {parsed.config}, batch {config.train.batch}"
         measured = measure_steps(bench, cases, parsed.rounds, name)
@@ -113,12 +114,15 @@ def _config(parsed: argparse.Namespace) -> TrainConfig:
     return config
 
 
-def _warm_up(case: StepCase, device: torch.device) -> float | None:
+def _warm_up(case: StepCase, device: torch.device, is_compiled: bool) -> float | None:
     """Take the first steps; return the memory that the case would take alone on a GPU [GiB].
 
-    That is its models and optimizer states, and what its steps add at their peak.
+    That is its models and optimizer states, and what its steps add at their peak. On a CPU steps
+    are taken only to have them compiled.
     """
     if device.type != "cuda":
+        if is_compiled:
+            case.steps(_WARM)
         return None
     case.steps(_WARM)
     for owner in case.modules:

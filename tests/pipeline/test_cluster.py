@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from distributed import Client
 
 from pipeline.cluster import ClusterConfig, check_resources, connect, slurm_cluster
 from pipeline.settings import ConfigError, build
-from pipeline.workers import code_digest
+from pipeline.workers import code_digest, settle
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,6 +197,78 @@ def test_the_embedded_cluster_offers_what_it_is_told() -> None:
         (worker,) = workers_of(client).values()
         assert worker["resources"] == {"GPU": 2}
         assert worker["nthreads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "each", "expected"),
+    [
+        ("3,GPU-5", 1, {"3": 1, "GPU-5": 1, "": 0}),
+        ("0,1,2,3,4", 2, {"0,1": 2, "2,3": 2, "": 0}),
+        ("7", 0.5, {"7": 0.5, "": 0}),
+    ],
+)
+def test_as_many_workers_offer_gpus_as_there_are(
+    visible: str, each: float, expected: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sees its own alone, also after it was killed; the others see none."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    asked = config(workers=3, worker_resources={"GPU": each, "net": 1}, dashboard=None)
+
+    def placed() -> list[tuple[str, float]]:
+        offered = {address: w["resources"] for address, w in workers_of(client).items()}
+        seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        assert all(resources["net"] == 1 for resources in offered.values())
+        return sorted((seen[address], r.get("GPU", 0)) for address, r in offered.items())
+
+    with connect(asked, None) as client:
+        before = placed()
+        assert set(before) == set(expected.items()) and len(before) == 3
+        (pid,) = client.run(os.getpid, workers=[next(iter(workers_of(client)))]).values()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(workers_of(client)) == 2)
+        client.wait_for_workers(3)
+        assert placed() == before
+
+
+def test_a_worker_that_is_to_offer_more_gpus_than_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    asked = config(workers=1, worker_resources={"GPU": 2}, dashboard=None)
+    with (
+        pytest.raises(ConfigError, match="offer 2 GPUs, and this machine has 1"),
+        connect(asked, None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "offered", "expected"),
+    [
+        ("SLURMCluster-0-3", {"GPU": 1}, "3"),
+        ("SLURMCluster-2-1", {"GPU": 2}, "2,3"),
+        ("SLURMCluster-0-9", {"GPU": 1}, "1"),
+        ("SLURMCluster-0-3", {}, "0,1,2,3"),
+        ("alone", {"GPU": 1}, "0,1,2,3"),
+    ],
+)
+def test_workers_of_a_job_share_its_gpus_out(
+    name: str, offered: dict[str, float], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    settle(name, offered)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
+
+
+def test_workers_that_join_are_settled(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    processes.worker("--name", "job-1", "--resources", "GPU=1")
+    with connect(config(address=processes.address), None) as client:
+        wait_until(lambda: len(workers_of(client)) == 1)
+        seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        assert list(seen.values()) == ["6"]
 
 
 SLURM = {"queue": "gpu", "account": "lab", "cores": 8, "memory": "64GB", "walltime": "04:00:00"}

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHARED = (
+    "pipeline.gpus",
     "pipeline.schema",
     "pipeline.settings",
     "pipeline.storage",

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pipeline.funnel import check
+from pipeline.status import describe_run
 from tests.pipeline.runs import ROWS, build, digests, pipeline
 
 
@@ -136,9 +137,12 @@ def test_thresholds_are_tried_without_measuring_again(run: Path, port: int, tmp_
     events = (folder / "events.jsonl").read_text().removeprefix(before).splitlines()
     assert [json.loads(event)["stage"] for event in events] == ["select"]
     assert digests(folder) == digests(run)
+    said = describe_run(str(folder))
+    assert "thresholds that were only tried" in said and "at least 150" in said
     back = build(folder, port)
     assert back.returncode == 0, back.stderr
     assert digests(folder) == digests(run)
+    assert "only tried" not in describe_run(str(folder))
 
 
 def test_number_of_workers_does_not_matter(run: Path, port: int, tmp_path: Path) -> None:

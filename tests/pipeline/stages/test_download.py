@@ -170,6 +170,9 @@ def test_a_part_that_reached_nothing_is_not_done(fetching: Callable[..., Any], w
         assert part.reasons == ["connection"] * 5
         part.download(wholesale_rows=None)
         assert part.reasons == ["connection"] * 5
+        asking = {"respect_robots_txt": True, "wholesale_rows": 5}
+        with pytest.raises(RuntimeError, match="wholesale_rows=null"):
+            part.download(**asking)  # robots.txt could not be reached either
         one_answer = fetching([*part.source.given, {"url": web.base + "/none"}])
         one_answer.download(wholesale_rows=5)
         assert one_answer.reasons == [*["connection"] * 5, "not_found"]

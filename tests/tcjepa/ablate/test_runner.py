@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import gpus
 from pipeline.settings import ConfigError, load
 from tcjepa.ablate import provenance
 from tcjepa.ablate.report import write_report
 from tcjepa.ablate.results import outcomes
 from tcjepa.ablate.runner import Processes, chosen, run_trials
 from tcjepa.ablate.study import StudyConfig, trials_of
-from tcjepa.ablate.trial import TrialBusyError, is_finished, start
+from tcjepa.ablate.trial import TrialBusyError, is_finished, start, write_config
 from tests.tcjepa.ablate.test_study import command, study
+from tests.tcjepa.shards import write_shards
 
 
 def opened(world: Path, **changes: object) -> StudyConfig:
@@ -96,6 +98,21 @@ def test_results_of_other_evaluations_are_no_results_of_the_study(finished: Path
     path.write_text(written)
 
 
+def test_finished_runs_are_no_results_of_another_config_or_of_other_data(finished: Path) -> None:
+    asked = [*command(finished), "--report", "set=[train.lr=0.5]"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "train.lr" in done.stderr, done.stderr
+
+    made = opened(finished)
+    other = finished / "other"
+    write_shards(other, 36, split=lambda i: "train" if i < 24 else "test")
+    moved = made.model_copy(update={"shards": str(other)})
+    with pytest.raises(ConfigError, match="ran on other data"):
+        run_trials(moved, finished / "base.yaml", print)
+    same = made.model_copy(update={"shards": f"{finished}/./shards"})
+    assert run_trials(same, finished / "base.yaml", print) == []
+
+
 def test_an_unfinished_run_of_other_code_is_not_continued(world: Path) -> None:
     made = opened(world)
     trial = trials_of(made)[0]
@@ -149,6 +166,34 @@ time.sleep(600)
         holder.kill()
         holder.wait()
     assert run_trials(made, world / "base.yaml", print) == []
+
+
+@given(st.lists(st.sampled_from("0123"), unique=True), st.integers(0, 9))
+def test_processes_are_spread_evenly_over_gpus(names: list[str], running: int) -> None:
+    taken: list[str | None] = []
+    for _ in range(running):
+        taken.append(gpus.least_used(names, taken))
+    counts = [taken.count(name) for name in names] or [0]
+    assert max(counts) - min(counts) <= 1
+    assert set(taken) <= ({*names} or {None})
+
+
+def test_each_run_sees_one_gpu(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpus.VARIABLE, "5, 7")
+    made = opened(world, parallel=3)
+    for trial in trials_of(made):
+        write_config(made, trial, world / "base.yaml")
+    place = Processes(made)
+    seen = []
+    try:
+        for trial in trials_of(made):
+            place.start(trial)
+            pid = place._running[trial].pid
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            seen += [item for item in environment if item.startswith(gpus.VARIABLE.encode())]
+    finally:
+        place.stop()
+    assert [item.partition(b"=")[2] for item in seen] == [b"5", b"7", b"5"]
 
 
 def test_dask_workers_run_the_trials(world: Path) -> None:
