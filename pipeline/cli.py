@@ -32,6 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _rounds(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("at least one")
+    return count
+
+
 def _interrupt(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -95,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.set_defaults(command=_calibrate)
     bench = commands.add_parser("bench", help="speed, as ratios between things measured in turns")
     bench.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    bench.add_argument("--rounds", type=_rounds, help="turns of each case (default: 5; quick: 1)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
     bench.set_defaults(command=_bench)
     return parser
@@ -183,5 +191,5 @@ def _calibrate(parsed: argparse.Namespace) -> int:
 def _bench(parsed: argparse.Namespace) -> int:
     from pipeline.bench.run import run_benches
 
-    run_benches(parsed.quick, parsed.json)
+    run_benches(parsed.quick, parsed.json, parsed.rounds)
     return DONE

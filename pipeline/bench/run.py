@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.bench.captioning import bench_captioning
@@ -49,15 +49,17 @@ QUICK = Size(
 )  # fmt: skip
 
 
-def run_benches(quick: bool, json_file: Path | None) -> None:
+def run_benches(quick: bool, json_file: Path | None, rounds: int | None = None) -> None:
     """Run every bench, print its table, and write everything to `json_file` if one is named.
 
-    Raises `ConfigError` before any work if the file cannot be written.
+    `rounds` replaces the turns of each case. Raises `ConfigError` before any work if the file
+    cannot be written.
     """
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ConfigError(f"--json: there is no folder {json_file.resolve().parent}")
     benches = []
     size = QUICK if quick else FULL
+    size = size if rounds is None else replace(size, rounds=rounds)
     for bench in _benches(size):
         print(f"{bench.table()}\n", flush=True)
         benches.append(bench)
@@ -65,6 +67,7 @@ def run_benches(quick: bool, json_file: Path | None) -> None:
     print(format_scaling(scales), flush=True)
     if json_file is not None:
         command = ["python", "-m", "pipeline", "bench", *(["--quick"] if quick else [])]
+        command += [] if rounds is None else ["--rounds", str(rounds)]
         command += ["--json", str(json_file)]
         found = report(benches, command=command, quick=quick, packages=_PACKAGES)
         found["scaling"] = [asdict(scale) for scale in scales]
