@@ -103,10 +103,12 @@ def test_hosts_whose_robots_txt_is(name: str, pages: HostileWeb, canary: int, op
     behaviour, reason = HOSTS[name]
     pages.serve("/robots.txt", behaviour)
     pages.serve("/rules", answers(b"User-agent: *\nDisallow: /"))
-    fetch = opener(respect_robots_txt=True, deadline_s=1)
+    # Only what waits for its deadline may run into it; a busy machine is slow, not wrong.
+    deadline = 1 if name in {"silence", "drip"} else 30
+    fetch = opener(respect_robots_txt=True, deadline_s=deadline)
     began = time.monotonic()
     first = fate(fetch, pages.base + "/yes.jpg")
-    assert time.monotonic() - began <= 1 + 2
+    assert time.monotonic() - began <= deadline + 2
     # The first one may have spent its own deadline on waiting.
     assert first == reason or (name == "drip" and first == "deadline")
     assert fate(fetch, pages.base + "/yes.jpg") == reason
