@@ -71,6 +71,8 @@ JEPA_KEYS = (
     "masks",
     "model.predictor",
     "model.prediction_loss",
+    "model.variance_weight",
+    "model.covariance_weight",
     "model.text",
     "train.ema",
     "train.final_ema",
@@ -172,7 +174,15 @@ class TrainConfig(Settings):
                 "columns to probe, evaluate.folder or evaluate.train_tars; or set "
                 "train.probe_every=0"
             )
-        text = self.model.text if self.train.objective == "jepa" else None
+        is_jepa = self.train.objective == "jepa"
+        if is_jepa and self.model.spreads and self.train.micro_batch is not None:
+            raise ValueError(
+                f"train.micro_batch={self.train.micro_batch}: model.variance_weight and "
+                "model.covariance_weight are of the whole batch, and gradients of its parts do not "
+                "add up; set train.micro_batch=null, and to save memory "
+                "train.activation_checkpointing=true or more ranks; or set both weights to 0"
+            )
+        text = self.model.text if is_jepa else None
         if self.train.attention_every and (text is None or text.conditioning != "word_attention"):
             raise ValueError(
                 f"train.attention_every={self.train.attention_every} needs a predictor that "

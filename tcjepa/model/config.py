@@ -178,6 +178,14 @@ class ModelConfig(Settings):
         "export of ours, a Hugging Face name (facebook/ijepa_vith14_1k) or a timm name with its "
         "tag (vit_huge_patch14_gap_224.in1k_ijepa); null: random weights (paper)",
     )
+    init_std: float = Field(
+        0.02,
+        gt=0,
+        le=1,
+        description="std of initial weights of encoder and predictor; I-JEPA's code, for widths "
+        "from 768. Narrower encoders need more, or fixed positions outweigh the image and features "
+        "collapse to them (docs/findings.md)",
+    )
     predictor: PredictorConfig = Field(
         default_factory=PredictorConfig, description="the narrow ViT that fills in target blocks"
     )
@@ -185,6 +193,15 @@ class ModelConfig(Settings):
         "l2",
         description="Eq. 1 (mean unsquared L2 norm per patch) or smooth-L1 per element as in "
         "I-JEPA's code; the regularizer weights assume the former's scale",
+    )
+    variance_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of VICReg's variance term on context features, against collapse, as in "
+        "C-JEPA; paper: none. Needs train.micro_batch=null",
+    )
+    covariance_weight: float = Field(
+        0.0, ge=0, description="weight of VICReg's covariance term, likewise; paper: none"
     )
     text: TextConditioning | None = Field(
         default_factory=TextConditioning,
@@ -194,6 +211,11 @@ class ModelConfig(Settings):
         default_factory=ContrastiveConfig,
         description="what train.objective=contrastive adds to the encoder; not read otherwise",
     )
+
+    @property
+    def spreads(self) -> bool:
+        """Whether the loss has VICReg's terms."""
+        return self.variance_weight > 0 or self.covariance_weight > 0
 
     @model_validator(mode="after")
     def _buildable(self) -> ModelConfig:

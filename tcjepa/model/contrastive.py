@@ -11,10 +11,9 @@ Letters as in docs/architecture.md, and A: images of all ranks, E: width of the 
 from __future__ import annotations
 
 import math
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +23,7 @@ from tcjepa.model.encoder import Encoder, initialise
 from tcjepa.model.layout import Layout
 from tcjepa.model.learner import Inputs, Learner, StepOutput, average_pooled
 from tcjepa.model.precision import wide
+from tcjepa.model.ranks import from_all_ranks
 from tcjepa.text import TextBatch
 
 #: Cosines are never multiplied by more, "for training stability" (CLIP, Sec. 2.5).
@@ -43,7 +43,7 @@ class Contrastive(Learner):
 
     def __init__(self, config: ModelConfig, text_width: int) -> None:
         super().__init__()
-        self.encoder = Encoder(config.encoder, config.encoder_kwargs)
+        self.encoder = Encoder(config.encoder, config.encoder_kwargs, config.init_std)
         own, width = config.contrastive, self.encoder.shape.width
         self.project = nn.Linear(width, own.width, bias=False)
         nn.init.normal_(self.project.weight, std=width**-0.5)  # as CLIP's
@@ -161,38 +161,4 @@ def _cross_entropy(logits_BA: Tensor, present_A: Tensor, own_B: Tensor, share_B:
     return (torch.where(share_B > 0, each_B, 0.0) * share_B).sum()
 
 
-def from_all_ranks(x_BK: Tensor) -> tuple[int, Tensor]:
-    """Return this rank's first row and the rows (A, K) of all ranks, in order, with gradients.
-
-    All ranks must have as many rows. Without ranks it is `x_BK` itself.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return 0, x_BK
-    return dist.get_rank() * len(x_BK), _gathered(x_BK)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph cannot hold it
-def _gathered(x_BK: Tensor) -> Tensor:
-    return cast(Tensor, _Gather.apply(x_BK))
-
-
-class _Gather(torch.autograd.Function):
-    """All ranks' rows; backward, what all ranks say of this one's."""
-
-    @staticmethod
-    def forward(ctx: Any, x_BK: Tensor) -> Tensor:
-        """Return (A, K) of this rank's (B, K)."""
-        ctx.rows = len(x_BK)
-        parts = [torch.empty_like(x_BK) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x_BK.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient_AK: Tensor) -> Tensor:
-        """Return the gradient of this rank's rows, summed over ranks."""
-        total_AK = gradient_AK.clone()
-        dist.all_reduce(total_AK)
-        return total_AK.narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
-
-
-__all__ = ["MOST_SCALE", "Contrastive", "TextSide", "from_all_ranks", "unit"]
+__all__ = ["MOST_SCALE", "Contrastive", "TextSide", "unit"]

@@ -1,8 +1,8 @@
 """The image encoder: a timm ViT that can be shown some of an image's patches only.
 
 Positions are fixed 2-D sine-cosine vectors and weights start as in I-JEPA's public code
-(facebookresearch/ijepa, src/models/vision_transformer.py): truncated normal of std 0.02, and the
-last matrix of each residual branch scaled by 1/sqrt(2 * layer).
+(facebookresearch/ijepa, src/models/vision_transformer.py): truncated normal, of std 0.02 unless a
+config says otherwise, and the last matrix of each residual branch scaled by 1/sqrt(2 * layer).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tcjepa.model.precision import wide
 
+#: I-JEPA's, for widths from 768.
 INIT_STD = 0.02
 
 #: Arguments of timm's VisionTransformer that would make features random or their shape depend on
@@ -53,14 +54,14 @@ class EncoderShape:
 class Encoder(nn.Module):
     """Patch features of an image, from all of its patches or from the kept ones only."""
 
-    def __init__(self, name: str, kwargs: dict[str, Any]) -> None:
+    def __init__(self, name: str, kwargs: dict[str, Any], init_std: float = INIT_STD) -> None:
         super().__init__()
         self.vit = _create(name, kwargs)
         self.shape = _shape(self.vit)
         self.vit.pos_embed = nn.Parameter(
             sincos_positions(self.shape.grid, self.shape.width)[None], requires_grad=False
         )
-        initialise(self.vit, self.vit.blocks)
+        initialise(self.vit, self.vit.blocks, init_std)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return normed patch features (B, P, D), or (B, C, D) of the patches `keep` (B, C).
@@ -121,11 +122,11 @@ def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
     return torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=1).float()
 
 
-def initialise(module: nn.Module, blocks: Iterable[nn.Module]) -> None:
+def initialise(module: nn.Module, blocks: Iterable[nn.Module], std: float = INIT_STD) -> None:
     """Initialise a ViT in place as I-JEPA's code does; `blocks` are its residual blocks."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(part.weight, std=INIT_STD)
+            nn.init.trunc_normal_(part.weight, std=std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:
@@ -190,6 +191,7 @@ def _shape(vit: Any) -> EncoderShape:
 
 
 __all__ = [
+    "INIT_STD",
     "Encoder",
     "EncoderShape",
     "encoder_shape",

@@ -19,6 +19,7 @@ from tcjepa.model.encoder import Encoder, gather_patches
 from tcjepa.model.learner import Inputs, Learner, StepOutput
 from tcjepa.model.precision import wide
 from tcjepa.model.predictor import Predictor
+from tcjepa.model.spread import spread_terms
 from tcjepa.model.words import Words
 from tcjepa.text import TextBatch, swap_captions
 
@@ -39,7 +40,7 @@ class TCJEPA(Learner):
     def __init__(self, config: ModelConfig, text_width: int | None = None) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder, config.encoder_kwargs)
+        self.encoder = Encoder(config.encoder, config.encoder_kwargs, config.init_std)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False).eval()
         self.predictor = Predictor(config, self.encoder.shape, text_width)
 
@@ -103,6 +104,14 @@ class TCJEPA(Learner):
             "context_std": _feature_std(context_BCD[:MONITOR_IMAGES]),
             "target_std": _feature_std(target_BMTD[:MONITOR_IMAGES].flatten(1, 2)),
         }
+        if self.config.spreads:
+            spread = spread_terms(context_BCD)
+            terms |= spread
+            loss = (
+                loss
+                + self.config.variance_weight * spread["variance"]
+                + self.config.covariance_weight * spread["covariance"]
+            )
         if words is not None:
             regularizers = self._regularizers(attentions, words)
             terms |= regularizers

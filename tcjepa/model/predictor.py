@@ -75,7 +75,7 @@ class Predictor(nn.Module):
                 self.conditioners.extend(
                     kind(width, text_width, self.text) for _ in self.conditioned
                 )
-        initialise(self, self.blocks)
+        initialise(self, self.blocks, config.init_std)
         for conditioner in self.conditioners:
             if isinstance(conditioner, Conditioner):
                 conditioner.initialise()

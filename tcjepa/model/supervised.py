@@ -24,7 +24,7 @@ class Supervised(Learner):
 
     def __init__(self, config: ModelConfig, classes: Mapping[str, int]) -> None:
         super().__init__()
-        self.encoder = Encoder(config.encoder, config.encoder_kwargs)
+        self.encoder = Encoder(config.encoder, config.encoder_kwargs, config.init_std)
         self.labels = tuple(classes)
         self.heads = nn.ModuleList(
             nn.Linear(self.encoder.shape.width, count) for count in classes.values()

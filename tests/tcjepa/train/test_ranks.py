@@ -22,6 +22,7 @@ ONE_RANK = [
     "uneven:train.micro_batch=3",
     "recomputed:train.activation_checkpointing=true",
     "clipped:train.clip_grad=0.5",
+    "spread:model.variance_weight=5,model.covariance_weight=0.2",
 ]
 #: Whether to run every combination, which takes minutes.
 LONG = bool(os.environ.get("LONG"))
@@ -34,6 +35,10 @@ SEVERAL_RANKS = {
         "one"
     ),
     "ddp_clipped:train.clip_grad=0.5,train.activation_checkpointing=true": "clipped",
+    "ddp_spread:model.variance_weight=5,model.covariance_weight=0.2": "spread",
+    "fsdp2_spread:train.parallel=fsdp2,model.variance_weight=5,model.covariance_weight=0.2": (
+        "spread"
+    ),
     "fsdp2_clipped:train.parallel=fsdp2,train.clip_grad=0.5,train.async_save=true": "clipped",
 }
 
