@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,6 +19,7 @@ from tcjepa.data.config import DataConfig
 from tcjepa.data.decode import OpenedImage, Pixels, SampleError, Scratch, open_image
 from tcjepa.data.errors import TooManyUnreadableError
 from tcjepa.data.index import ShardIndex
+from tcjepa.data.memory import BatchMemory, ReadMemory
 from tcjepa.data.reader import ShardReader
 from tcjepa.noise import CaptionNoise
 
@@ -65,7 +65,7 @@ class BatchBuilder:
         self.index, self.config, self.seed = index, config, seed
         self.reader = ShardReader(index, config.cache_bytes)
         self.noise = CaptionNoise(config.noise, index)
-        self._scratch = Scratch()
+        self._scratch, self._read, self._batches = Scratch(), ReadMemory(), BatchMemory()
 
     def __getitem__(self, task: Task) -> Batch:
         """Return the batch of a task; `DataLoader` calls this in a worker.
@@ -73,13 +73,14 @@ class BatchBuilder:
         Samples are drafted some at a time before their pixels are decoded. Decoding an image sweeps
         the processor's caches: between two images the same Python takes twice as long.
         """
-        images = _empty_images(len(task.rows), self.config.image_size)
+        images = self._batches.empty(len(task.rows), self.config.image_size)
         pixels = images.numpy()
         captions: list[list[str]] = []
         rows = list(task.rows)
         replaced: list[tuple[str, str]] = []
         for start in range(0, len(rows), _DRAFTED):
             places = range(start, min(start + _DRAFTED, len(rows)))
+            self._read.clear()
             drafts = [self._try_draft(task.epochs[place], rows[place]) for place in places]
             for place, draft in zip(places, drafts, strict=True):
                 rows[place], texts = self._finish(
@@ -102,7 +103,7 @@ class BatchBuilder:
 
     def _draft(self, epoch: int, row: int) -> _Draft:
         config = self.config
-        data, image_format, sample = self.reader.image_and_sample(row)
+        data, image_format, sample = self.reader.image_and_sample(row, self._read)
         image = open_image(data, image_format, config.max_pixels)
         crop_key = keyed.key("crop", self.seed, epoch, sample["uid"])
         box = crop_box(image.height, image.width, config.crop_scale, config.crop_ratio, crop_key)
@@ -149,18 +150,3 @@ class BatchBuilder:
 
     def _captions_of(self, row: int) -> Sequence[Caption]:
         return self.reader.sample(row)["captions"]
-
-
-def _empty_images(count: int, size: int) -> Tensor:
-    """Return an empty batch (count, size, size, 3) uint8.
-
-    In a worker process it lies in shared memory from the start, as in torch's `default_collate`:
-    sending any other tensor would copy it there. Elsewhere numpy's memory is better than torch's,
-    for numpy asks the system for huge pages.
-    """
-    shape = (count, size, size, 3)
-    if torch.utils.data.get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, dtype=np.uint8))
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-    images: Tensor = torch.empty(0, dtype=torch.uint8)
-    return images.set_(storage).view(shape)

@@ -15,6 +15,7 @@ from tcjepa.data.cache import ShardCache
 from tcjepa.data.decode import SampleError
 from tcjepa.data.errors import DamagedShardError, ShardUnavailableError
 from tcjepa.data.index import Entry, ShardIndex
+from tcjepa.data.memory import ReadMemory
 from tcjepa.data.remote import Remote
 
 _DESCRIPTORS: Final = 64
@@ -58,8 +59,12 @@ class ShardReader:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
-    def image_and_sample(self, row: int) -> tuple[memoryview, str, Sample]:
+    def image_and_sample(
+        self, row: int, memory: ReadMemory | None = None
+    ) -> tuple[memoryview, str, Sample]:
         """Return a row's (image bytes, image format, json member); the bytes are not copied again.
+
+        With `memory` they lie in it.
 
         Raises `SampleError` for truncated data and for an index that disagrees with the tar (the
         header before the image and the uid inside the json member must be this sample's), and
@@ -70,15 +75,16 @@ class ShardReader:
         start = max(0, min(header, entry.json_offset))
         end = max(entry.image_offset + entry.image_size, entry.json_offset + entry.json_size)
         if end - start <= entry.image_size + entry.json_size + _GAP:
-            span = memoryview(self._read(entry.shard, start, end - start))
+            span = self._read(entry.shard, start, end - start, memory)
             at, text_at = entry.image_offset - start, entry.json_offset - start
             before = span[max(0, header - start) : at]
             image = span[at : at + entry.image_size]
             text = span[text_at : text_at + entry.json_size]
         else:
-            span = memoryview(self._read(entry.shard, max(0, header), entry.image_size + BLOCKSIZE))
+            size = entry.image_size + BLOCKSIZE
+            span = self._read(entry.shard, max(0, header), size, memory)
             before, image = span[:BLOCKSIZE], span[BLOCKSIZE:]
-            text = memoryview(self._read(entry.shard, entry.json_offset, entry.json_size))
+            text = self._read(entry.shard, entry.json_offset, entry.json_size, memory)
         _check_header(bytes(before), entry)
         return image, entry.image_format, _parse(text, entry)
 
@@ -90,15 +96,17 @@ class ShardReader:
         """
         entry = self._index.entry(row)
         if self.cache is None:
-            text = self._read(entry.shard, entry.json_offset, entry.json_size)
+            text: bytes | memoryview = self._read(entry.shard, entry.json_offset, entry.json_size)
         else:
             end = entry.json_offset + entry.json_size
             text = self.cache.read_range(entry.shard, entry.json_offset, end)
         return _parse(text, entry)
 
-    def _read(self, shard: str, offset: int, size: int) -> bytes:
-        data = os.pread(self._descriptor(shard), size, offset)
-        if len(data) != size:
+    def _read(
+        self, shard: str, offset: int, size: int, memory: ReadMemory | None = None
+    ) -> memoryview:
+        data = memoryview(bytearray(size)) if memory is None else memory.take(size)
+        if os.preadv(self._descriptor(shard), [data], offset) != size:
             raise SampleError(f"{shard} ends before byte {offset + size}")
         return data
 
