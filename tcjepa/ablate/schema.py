@@ -34,7 +34,7 @@ this file alone. Numbers are rounded to six digits. Top level:
 
 An ESTIMATE is {value, interval, student, seeds}: `interval` [low, high] by the percentile bootstrap
 over seeds and test images, `student` by Student's t over seeds (of a share: Fieller's), null where
-there is none. See `tcjepa.ablate.statistics` for what they say and what they do not.
+there is none. See `tcjepa.ablate.intervals` for what they say and what they do not.
 """
 
 from __future__ import annotations

@@ -137,15 +137,13 @@ def _annotated(record: dict[str, Any]) -> bool:
 def _given_masks(train: Features, test: Features) -> tuple[list[str], Tensor, Tensor]:
     """Return class names and both sets' masks (n, H, H), of records that bring a mask along.
 
-    Ignored pixels of training masks count as background: every patch needs a target. Numbers that
-    training lacks are ignored in the test set.
+    Numbers that training lacks are ignored in the test set.
     """
     masks = [
         torch.from_numpy(np.stack([part.records[row]["mask"] for row in _rows(part)]))
         for part in (train, test)
     ]
-    masks[0][masks[0] == IGNORED] = BACKGROUND
-    largest = int(masks[0].max())
+    largest = int(masks[0].masked_fill(masks[0] == IGNORED, BACKGROUND).max())
     masks[1][masks[1] > largest] = IGNORED
     return ["background", *map(str, range(1, largest + 1))], masks[0], masks[1]
 

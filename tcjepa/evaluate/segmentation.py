@@ -32,6 +32,7 @@ from tcjepa.evaluate.iou import (
 )
 from tcjepa.evaluate.linear import edges, split
 from tcjepa.evaluate.measure import Measure
+from tcjepa.evaluate.rasterise import IGNORED
 from tcjepa.evaluate.sweep import Classifiers, Setting, Standardiser, grid, train
 
 _CHUNK = 32
@@ -69,7 +70,7 @@ def segment(
 ) -> tuple[SegmentationResult, Tensor]:
     """Segment patch features (n, P, D) and (m, P, D) with masks (n, H, H) and (m, H, H) uint8.
 
-    `classes` names mask values 0 to K - 1; 255 in a test mask is ignored. Per seed, the setting is
+    `classes` names mask values 0 to K - 1; 255 is ignored. Per seed, the setting is
     chosen by mIoU on held-out training images and trained again on all of them. The second result
     (m, seeds·K, 2) int64, on the CPU, holds intersection and union [pixels] of each test image,
     each seed's classes in turn: mIoU is the mean over all of them. Raises `ValueError`
@@ -135,15 +136,19 @@ def _transform(standardise: Standardiser, patches: Tensor) -> Tensor:
 
 
 def _shares(masks: Tensor, side: int, classes: int) -> Tensor:
-    """Return the share of each patch that each class covers, (n, P, K) float16."""
+    """Return the share of each patch that each class covers, (n, P, K) float16.
+
+    Ignored pixels are nobody's: they leave a patch less than 1 in all, and so less weight.
+    """
     cell = masks.shape[1] // side
     shares = masks.new_empty(len(masks), side * side, classes, dtype=torch.float16)
     for start in range(0, len(masks), _CHUNK):
         chunk = masks[start : start + _CHUNK].long().view(-1, side, cell, side, cell)
         pixels = chunk.transpose(2, 3).reshape(-1, side * side, cell * cell)
-        counts = shares.new_zeros(*pixels.shape[:2], classes, dtype=torch.float32)
+        pixels = pixels.masked_fill(pixels == IGNORED, classes)
+        counts = shares.new_zeros(*pixels.shape[:2], classes + 1, dtype=torch.float32)
         counts.scatter_add_(2, pixels, torch.ones_like(pixels, dtype=torch.float32))
-        shares[start : start + _CHUNK] = counts / (cell * cell)
+        shares[start : start + _CHUNK] = counts[..., :classes] / (cell * cell)
     return shares
 
 
@@ -177,7 +182,7 @@ def _choose(data: _Data, settings: list[Setting], config: SweepConfig, seed: int
         answers = swept.logits(features[numbers].flatten(0, 1).float()).argmax(dim=2)
         predicted = functional.one_hot(answers, classes).float()  # (b·P, G, K)
         total[:, 0] += torch.einsum("bk,bgk->gk", truth, predicted)
-        total[:, 1] += predicted.sum(dim=0)
+        total[:, 1] += torch.einsum("b,bgk->gk", truth.sum(dim=1), predicted)
         total[:, 2] += truth.sum(dim=0)
     return int(overlaps(total).nanmean(dim=1).argmax())
 

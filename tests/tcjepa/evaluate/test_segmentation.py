@@ -54,6 +54,15 @@ def test_absent_class_has_no_iou_and_ignored_pixels_do_not_count():
     assert result.pixel_accuracy > 0.97
 
 
+def test_ignored_pixels_teach_nothing():
+    """Two thirds of the images with stars have them marked as not to be counted."""
+    (features, masks), test = dataset(60, 0), dataset(40, 1)
+    masks[::3][masks[::3] == 2] = 255
+    masks[1::3][masks[1::3] == 2] = 255
+    result = run((features, masks), test)
+    assert result.per_class["star"] > 0.9 and result.pixel_accuracy > 0.97
+
+
 def test_order_of_test_images_and_shift_of_features_do_not_matter():
     train, test = dataset(40, 0), dataset(20, 1)
     plain = run(train, test)
