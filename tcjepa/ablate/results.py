@@ -31,9 +31,10 @@ TRAINING: Final = {
 }
 RANK: Final = "effective rank"
 LIDAR: Final = "LiDAR"
+STD: Final = "feature std"
 #: Measures that are no shares; all others are given in percent.
 UNITLESS: Final = frozenset(
-    {RANK, LIDAR, agreement.RIGHT, agreement.SWAPPED, agreement.NONE, agreement.GAIN}
+    {RANK, LIDAR, STD, agreement.RIGHT, agreement.SWAPPED, agreement.NONE, agreement.GAIN}
 )
 
 
@@ -111,7 +112,10 @@ def _outcome(trial: Trial) -> Outcome:
         _last_readings(Path(trial.folder)) | kept.read(Path(trial.folder)),
         rows.get("minutes"),
         rows.get("hardware"),
-        json.dumps([config.model.encoder, config.model.encoder_kwargs], sort_keys=True),
+        json.dumps(
+            [config.model.encoder, config.model.encoder_kwargs, config.model.init_std],
+            sort_keys=True,
+        ),
     )
 
 
@@ -131,6 +135,7 @@ def _values(row: dict[str, Any]) -> dict[str, float]:
     values = {name: scale(name) * measure.value for name, measure in measures(result).items()}
     if result.spectrum is not None:
         values[RANK] = result.spectrum.effective_rank
+        values[STD] = result.spectrum.feature_std
         if result.spectrum.lidar is not None:
             values[LIDAR] = result.spectrum.lidar
     if result.agreement is not None:

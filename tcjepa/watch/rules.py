@@ -47,7 +47,9 @@ class Rule:
 
 
 _COLLAPSE: Final = (
-    "lower train.lr, lengthen the warm-up, raise train.ema, or use a larger train.batch"
+    "raise model.init_std if the encoder is narrower than 768, set model.variance_weight and "
+    "model.covariance_weight, lower train.lr, lengthen the warm-up, raise train.ema, or use a "
+    "larger train.batch"
 )
 _TEXT: Final = (
     "check that captions belong to their images (python -m tcjepa inspect SHARDS), that data.noise "
