@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,9 @@ from tcjepa.cli import main
 from tcjepa.train.log import read
 from tcjepa.train.trace import TRACE_FILE
 from tests.tcjepa.train.runs import finish, start, write_config
+from tests.tcjepa.train.test_ranks import assert_same_training
+
+KILLS = int(os.environ.get("KILLS", "3"))
 
 
 def losses(run: Path) -> list[tuple[object, ...]]:
@@ -55,16 +59,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("async_save", [False, True])
 def test_kill_9_loses_nothing(undisturbed: tuple[Path, Path], async_save: bool) -> None:
-    """Killed `KILLS` times, half of them while a checkpoint is being written."""
+    """Killed `KILLS` times, about half of them while a checkpoint is being written."""
     config, expected = undisturbed
     run = expected.parent / f"killed_{async_save}"
     arguments = ("pretrain", config, f"run={run}", f"train.async_save={async_save}")
-    kills = int(os.environ.get("KILLS", "3"))
     draws = random.Random()
-    for kill in range(kills):
+    for kill in range(KILLS):
         process = start(*arguments)
         steps_left = 120 - newest_step(run)
-        goal = newest_step(run) + draws.randint(1, max(1, steps_left // (kills - kill + 1)))
+        goal = newest_step(run) + draws.randint(1, max(1, steps_left // (KILLS - kill + 1)))
         wait_until(lambda goal=goal: newest_step(run) >= goal, process)
         if draws.random() < 0.5:
             wait_until(lambda: any(run.glob("checkpoints/.tmp-*")), process)
@@ -102,22 +105,50 @@ def test_sigterm_saves_and_the_rerun_goes_on(undisturbed: tuple[Path, Path]) -> 
 
 def test_a_scheduler_that_signals_every_process_of_a_job(undisturbed: tuple[Path, Path]) -> None:
     """Ranks get SIGTERM from it and again from torchrun, which forwards its own."""
-    psutil = pytest.importorskip("psutil")
     config, expected = undisturbed
     run = expected.parent / "preempted"
     process = start("pretrain", config, f"run={run}", ranks=2)
     wait_until(lambda: newest_step(run) > 0, process)
-    ranks = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "pretrain" in child.cmdline()
-    ]
-    assert len(ranks) == 2
-    for one in [*ranks, process]:
+    for one in [*ranks_of(process), process]:
         one.send_signal(signal.SIGTERM)
     _, said = finish(process)
     done = int(read(run)[-1]["step"] or 0) + 1
     assert list(run.glob(f"checkpoints/step-{done:08d}.json")), said
+    code, said = finish(start("pretrain", config, f"run={run}"))  # on one rank
+    assert code == 0, said
+    assert_same_training(run, expected)
+
+
+@pytest.mark.parametrize("own", ["train.parallel=ddp", "train.parallel=fsdp2"])
+def test_ranks_that_die_go_on(undisturbed: tuple[Path, Path], own: str) -> None:
+    """One of two is killed, every other time while a checkpoint is being written."""
+    config, expected = undisturbed
+    run = expected.parent / f"killed_{own}"
+    arguments = ("pretrain", config, f"run={run}", own, "train.async_save=true")
+    kills = max(1, KILLS // 5)
+    draws = random.Random()
+    for kill in range(kills):
+        process = start(*arguments, ranks=2)
+        goal = newest_step(run) + draws.randint(3, 90 // kills)
+        wait_until(lambda goal=goal: newest_step(run) >= goal, process)
+        if kill % 2 == 0:
+            wait_until(lambda: any(run.glob("checkpoints/.tmp-*")), process)
+        draws.choice(ranks_of(process)).kill()
+        code, said = finish(process)
+        assert code != 0, said
+    code, said = finish(start(*arguments, ranks=2))
+    assert code == 0, said
+    assert "resumes after step" in said
+    assert_same_training(run, expected)
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[Any]:
+    """Return the processes of torchrun's two ranks, without their loader workers."""
+    psutil = pytest.importorskip("psutil")
+    found = psutil.Process(process.pid).children(recursive=True)
+    ranks = [child for child in found if "pretrain" in child.cmdline()]
+    assert len(ranks) == 2
+    return ranks
 
 
 def test_a_done_run_says_so_and_other_settings_are_refused(
