@@ -19,7 +19,7 @@ from tcjepa.data.config import DataConfig
 from tcjepa.data.decode import OpenedImage, Pixels, SampleError, Scratch, open_image
 from tcjepa.data.errors import TooManyUnreadableError
 from tcjepa.data.index import ShardIndex
-from tcjepa.data.memory import BatchMemory, ReadMemory
+from tcjepa.data.memory import BatchMemory, Place, ReadMemory, SharedBatches
 from tcjepa.data.reader import ShardReader
 from tcjepa.noise import CaptionNoise
 
@@ -36,18 +36,30 @@ class Batch:
     rows: Tensor  # (B,) int64, rows of the index (of the substitute where one was needed)
     position: int  # global position of the first sample of the *global* batch
     replaced: list[tuple[str, str]]  # (uid, reason) of samples that could not be read
+    place: Place | None = None  # of the images, on the way from a worker, where `images` is empty
+
+    def received(self) -> Batch:
+        """Return the batch with its images, in the process that they are for."""
+        if self.place is None:
+            return self
+        return replace(self, images=self.place.received().permute(0, 3, 1, 2), place=None)
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory; `DataLoader` calls this."""
-        return replace(self, images=self.images.pin_memory(), rows=self.rows.pin_memory())
+        """Return the batch in page-locked memory; `DataLoader` calls this in the trainer."""
+        here = self.received()
+        return replace(here, images=here.images.pin_memory(), rows=here.rows.pin_memory())
 
 
 class Task(NamedTuple):
-    """A batch to build: one rank's positions of a global batch."""
+    """A batch to build: one rank's positions of a global batch, and shared memory for it, if any.
+
+    `memory` is a number of the builder's `SharedBatches`.
+    """
 
     position: int
     epochs: tuple[int, ...]
     rows: tuple[int, ...]
+    memory: int | None = None
 
 
 class _Draft(NamedTuple):
@@ -61,8 +73,14 @@ class _Draft(NamedTuple):
 class BatchBuilder:
     """Builds batches; a batch is a pure function of (selection, config, seed, task)."""
 
-    def __init__(self, index: ShardIndex, config: DataConfig, seed: int) -> None:
-        self.index, self.config, self.seed = index, config, seed
+    def __init__(
+        self,
+        index: ShardIndex,
+        config: DataConfig,
+        seed: int,
+        shared: SharedBatches | None = None,
+    ) -> None:
+        self.index, self.config, self.seed, self._shared = index, config, seed, shared
         self.reader = ShardReader(index, config.cache_bytes)
         self.noise = CaptionNoise(config.noise, index)
         self._scratch, self._read, self._batches = Scratch(), ReadMemory(), BatchMemory()
@@ -73,7 +91,12 @@ class BatchBuilder:
         Samples are drafted some at a time before their pixels are decoded. Decoding an image sweeps
         the processor's caches: between two images the same Python takes twice as long.
         """
-        images = self._batches.empty(len(task.rows), self.config.image_size)
+        there = None
+        if self._shared is None or task.memory is None:
+            images = self._batches.empty(len(task.rows), self.config.image_size)
+        else:
+            images = self._shared[task.memory]
+            there = Place(self._shared.key, task.memory)
         pixels = images.numpy()
         captions: list[list[str]] = []
         rows = list(task.rows)
@@ -88,11 +111,12 @@ class BatchBuilder:
                 )
                 captions.append(texts)
         return Batch(
-            images=images.permute(0, 3, 1, 2),
+            images=torch.empty(0) if there else images.permute(0, 3, 1, 2),
             captions=captions,
             rows=torch.tensor(rows, dtype=torch.int64),
             position=task.position,
             replaced=replaced,
+            place=there,
         )
 
     def _try_draft(self, epoch: int, row: int) -> _Draft | SampleError:

@@ -22,6 +22,7 @@ from tcjepa.data.config import DataConfig, worker_count
 from tcjepa.data.errors import DataError, WorkerDiedError
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.ledger import SubstitutionLedger
+from tcjepa.data.memory import SharedBatches
 from tcjepa.data.plan import LoaderState, Plan
 from tcjepa.data.prefetch import ShardPrefetcher
 
@@ -29,6 +30,8 @@ from tcjepa.data.prefetch import ShardPrefetcher
 #: the trainer wants to finish its step and save before its workers are gone.
 _GRACE: Final = 60
 _END: Final = object()
+#: Batches that a trainer holds at a time without the loader falling back to fresh memory.
+_HELD: Final = 3
 
 
 class Loader:
@@ -48,24 +51,27 @@ class Loader:
     ) -> None:
         self.plan = plan
         self._index, self._config, self._tasks, self._ledger = index, config, tasks, ledger
-        self._builder = BatchBuilder(index, config, plan.seed)
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def __iter__(self) -> Iterator[Batch]:
-        prefetcher = ShardPrefetcher(self._index, self._config, self.plan)
-        tasks = self._tasks.with_prefetch(prefetcher)
+        config, workers = self._config, min(worker_count(self._config), len(self))
+        prefetcher = ShardPrefetcher(self._index, config, self.plan)
+        shared = None
+        if workers:
+            most = workers * config.prefetch + _HELD
+            shared = SharedBatches(most, self._tasks.local_batch, config.image_size)
+        builder = BatchBuilder(self._index, config, self.plan.seed, shared)
+        tasks = self._tasks.attended(prefetcher, shared)
         try:
             self._ledger.begin(self._tasks.start)
-            for batch in run_tasks(
-                self._builder,
-                tasks,
-                workers=min(worker_count(self._config), len(self)),
-                prefetch=self._config.prefetch,
-            ):
+            for sent in run_tasks(builder, tasks, workers, config.prefetch):
+                batch = sent.received()
+                del sent
                 self._ledger.record(batch, self._tasks.global_batch)
                 yield batch
+                del batch  # it may be used again
         finally:
             prefetcher.close()
 
@@ -81,14 +87,15 @@ class Tasks(Sequence[Task]):
         self, plan: Plan, *, start: int, steps: int, global_batch: int, rank: int, world_size: int
     ) -> None:
         self.start, self.global_batch = start, global_batch
-        self._plan, self._steps = plan, steps
-        self._rank, self._local = rank, global_batch // world_size
+        self.local_batch = global_batch // world_size
+        self._plan, self._steps, self._rank = plan, steps, rank
         self._prefetcher: ShardPrefetcher | None = None
+        self._shared: SharedBatches | None = None
 
-    def with_prefetch(self, prefetcher: ShardPrefetcher) -> Tasks:
-        """Return the same tasks, telling a prefetcher which positions are coming up."""
+    def attended(self, prefetcher: ShardPrefetcher, shared: SharedBatches | None) -> Tasks:
+        """Return the same tasks, which tell a prefetcher what is coming and take shared memory."""
         tasks = copy.copy(self)
-        tasks._prefetcher = prefetcher
+        tasks._prefetcher, tasks._shared = prefetcher, shared
         return tasks
 
     def __len__(self) -> int:
@@ -100,9 +107,10 @@ class Tasks(Sequence[Task]):
         position = self.start + step * self.global_batch
         if self._prefetcher is not None:
             self._prefetcher.at(position, position + self.global_batch)
-        first = position + self._rank * self._local
-        epochs, rows = self._plan.rows(first, first + self._local)
-        return Task(position, tuple(epochs.tolist()), tuple(rows.tolist()))
+        first = position + self._rank * self.local_batch
+        epochs, rows = self._plan.rows(first, first + self.local_batch)
+        memory = None if self._shared is None else self._shared.take()
+        return Task(position, tuple(epochs.tolist()), tuple(rows.tolist()), memory)
 
 
 def make_loader(

@@ -5,18 +5,32 @@ The system hands large blocks out page by page, zeroed, and takes them back when
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: References to an array that nothing but `BatchMemory` knows: its list, a variable, an argument.
-_UNSHARED: Final = 3
 _ROOM: Final = 4 * 2**20
+
+Pixels = NDArray[np.uint8]
+
+
+def _references(arrays: list[Pixels], number: int) -> int:
+    """Return how many hold an array: its list, and a tensor of it as long as that or a view lives.
+
+    More by what this call itself adds.
+    """
+    return sys.getrefcount(arrays[number])
+
+
+#: What `_references` gives for an array that only its list holds.
+_UNSHARED: Final = _references([np.empty(0, dtype=np.uint8)], 0)
 
 
 class BatchMemory:
@@ -28,7 +42,7 @@ class BatchMemory:
 
     def __init__(self, most: int = 4) -> None:
         self._most = most
-        self._arrays: list[NDArray[np.uint8]] = []
+        self._arrays: list[Pixels] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BatchMemory, (self._most,)
@@ -38,21 +52,78 @@ class BatchMemory:
 
         In a worker process it lies in shared memory from the start, as in torch's
         `default_collate`: sending any other tensor would copy it there. Such memory is the
-        receiver's, and never used again. Elsewhere it is numpy's, which asks for huge pages.
+        receiver's, and not used again. Elsewhere it is numpy's, which asks for huge pages.
         """
         shape = (count, size, size, 3)
         if torch.utils.data.get_worker_info() is not None:
-            storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
-            images: Tensor = torch.empty(0, dtype=torch.uint8)
-            return images.set_(storage).view(shape)
+            return _shared(shape)
         self._arrays = [array for array in self._arrays if array.shape == shape]
-        for array in self._arrays:
-            if sys.getrefcount(array) == _UNSHARED:  # a tensor of it holds it, and so do its views
-                return torch.from_numpy(array)
+        for number in range(len(self._arrays)):
+            if _references(self._arrays, number) == _UNSHARED:
+                return torch.from_numpy(self._arrays[number])
         array = np.empty(shape, dtype=np.uint8)
         if len(self._arrays) < self._most:
             self._arrays.append(array)
         return torch.from_numpy(array)
+
+
+class SharedBatches:
+    """Shared memory that worker processes write batches into, by number.
+
+    The trainer makes it, sends it to its workers once, and names a number with each task. It takes
+    a number again once the batch has come and nobody in the trainer holds it any more: sending a
+    batch in memory of its own costs a descriptor, a mapping, and fresh pages on both sides.
+    """
+
+    def __init__(self, most: int, count: int, size: int) -> None:
+        self.key = next(_KEYS)
+        _MADE_HERE[self.key] = self
+        self._shared = [_shared((count, size, size, 3)) for _ in range(most)]
+        self._arrays: list[Pixels] = [tensor.numpy() for tensor in self._shared]
+        self._on_its_way = [False] * most
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"key": self.key, "_shared": self._shared}
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Return the memory of a number, to write to: (count, size, size, 3) uint8."""
+        return self._shared[number]
+
+    def take(self) -> int | None:
+        """Return a number that is free, for a task; None if there is none."""
+        for number, is_on_its_way in enumerate(self._on_its_way):
+            if not is_on_its_way and _references(self._arrays, number) == _UNSHARED:
+                self._on_its_way[number] = True
+                return number
+        return None
+
+    def received(self, number: int) -> Tensor:
+        """Return the batch that was written; while anything of it is held, it is not free."""
+        images = torch.from_numpy(self._arrays[number])
+        self._on_its_way[number] = False
+        return images
+
+
+class Place(NamedTuple):
+    """Where a batch lies that comes from a worker: `SharedBatches.key`, and the number in it."""
+
+    key: int
+    number: int
+
+    def received(self) -> Tensor:
+        """Return the batch, in the process that made the memory; see `SharedBatches.received`."""
+        return _MADE_HERE[self.key].received(self.number)
+
+
+_KEYS: Final = itertools.count()
+#: Of this process, for `DataLoader`'s pinning thread, which is given batches and nothing else.
+_MADE_HERE: Final[WeakValueDictionary[int, SharedBatches]] = WeakValueDictionary()
+
+
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    images: Tensor = torch.empty(0, dtype=torch.uint8)
+    return images.set_(storage).view(shape)
 
 
 class ReadMemory:
@@ -80,4 +151,4 @@ class ReadMemory:
         return self._room[start : self._used]
 
 
-__all__ = ["BatchMemory", "ReadMemory"]
+__all__ = ["BatchMemory", "Place", "ReadMemory", "SharedBatches"]

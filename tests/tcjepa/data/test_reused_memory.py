@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tcjepa.data.config import DataConfig
 from tcjepa.data.index import ShardIndex
-from tcjepa.data.loader import make_loader
-from tcjepa.data.memory import BatchMemory, ReadMemory
+from tcjepa.data.loader import make_loader, worker_context
+from tcjepa.data.memory import BatchMemory, Place, ReadMemory, SharedBatches
 from tests.tcjepa.shards import caption, write_shards
 
 
@@ -92,3 +92,54 @@ def test_batches_kept_equal_batches_looked_at_one_by_one(tmp_path: Path) -> None
     one_by_one = [batch.images.clone() for batch in batches()]
     for own, other in zip(all_at_once, one_by_one, strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+def written(shared: SharedBatches, numbers: list[int]) -> None:
+    for number in numbers:
+        shared[number].fill_(number + 1)
+
+
+def test_a_worker_writes_where_the_trainer_reads() -> None:
+    shared = SharedBatches(most=3, count=2, size=4)
+    numbers = [number for _ in range(4) if (number := shared.take()) is not None]
+    assert numbers == [0, 1, 2]  # and none is left, since all are on their way
+    worker = worker_context().Process(target=written, args=(shared, numbers))
+    worker.start()
+    worker.join()
+    batches = [Place(shared.key, number).received() for number in numbers]
+    assert [int(batch.max()) for batch in batches] == [int(batch.min()) for batch in batches]
+    assert [int(batch.max()) for batch in batches] == [1, 2, 3]
+    assert shared.take() is None  # all are held
+    view = batches[1].permute(0, 3, 1, 2)[0].numpy()
+    del batches
+    assert [shared.take() for _ in range(3)] == [0, 2, None]
+    assert view.min() == view.max() == 2
+    del view
+    assert shared.take() == 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("keeps", [True, False])
+def test_batches_of_workers_equal_those_of_none(tmp_path: Path, workers: int, keeps: bool) -> None:
+    """Whether a consumer holds all of them, beyond the shared memory, or none."""
+    write_shards(tmp_path, 40, lambda number: [caption(f"number {number}")], size=(40, 30))
+    config = DataConfig(
+        shards=str(tmp_path), image_size=16, workers=0, cache_dir=str(tmp_path / "cache")
+    )
+    index = ShardIndex.open(config)
+
+    def batches(workers: int) -> Any:
+        own = config.model_copy(update={"workers": workers})
+        return make_loader(index, own, seed=0, global_batch=4, steps=30)
+
+    expected = [batch.images.clone() for batch in batches(0)]
+    loader = batches(workers)
+    for _ in range(2):  # the second pass has workers and memory of its own
+        held = list(loader) if keeps else loader
+        places = []
+        for batch, other in zip(held, expected, strict=True):
+            assert batch.place is None
+            torch.testing.assert_close(batch.images, other, rtol=0, atol=0)
+            places.append(batch.images.data_ptr())
+        assert len(places) == 30
+        assert keeps == (len(set(places)) == 30)
