@@ -21,6 +21,7 @@ from tcjepa.bench.loaders import (
     BARE_REUSED,
     OURS,
     bench_loader,
+    bench_parts,
     bench_workers,
     jpegs,
     loader_config,
@@ -129,6 +130,7 @@ def _benches(shards: str | None, size: _Size, rounds: int, counts: list[int]) ->
             yield bench_decode(images, rounds)
             yield bench_crop(images, rounds)
         yield bench_loader(index, config, size.samples, rounds)
+        yield bench_parts(index, config, size.samples, rounds)
         yield bench_workers(index, config, counts, size.samples, rounds)
     for side, count in size.large.items():
         yield bench_crop(photographs(count, side), rounds, f"decode and crop, {side} px")

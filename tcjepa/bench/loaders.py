@@ -15,18 +15,23 @@ import numpy as np
 import simplejpeg
 
 from pipeline.timing import Bench, Case, measure
-from tcjepa.bench.loading import PER_CPU_SECOND, one_thread
+from tcjepa import keyed
+from tcjepa.bench.loading import PER_CPU_SECOND, each, one_thread
 from tcjepa.bench.stock import BATCH, CROP, STOCK_LOADER, has_webdataset, stock_loader
-from tcjepa.data.augment import random_box
+from tcjepa.data.augment import crop_box, crop_into, random_box
+from tcjepa.data.batch import BatchBuilder
+from tcjepa.data.captions import choose
 from tcjepa.data.config import DataConfig
-from tcjepa.data.decode import Pixels
+from tcjepa.data.decode import Pixels, Scratch, open_image
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.loader import make_loader
+from tcjepa.data.memory import ReadMemory
 from tcjepa.data.reader import ShardReader
 
 OURS: Final = "ours"
 BARE: Final = "bare decode and resize"
 BARE_REUSED: Final = "bare, one decode buffer"
+PIXELS: Final = "decode and resize"
 _ENDLESS: Final = 10**9
 _POOL: Final = 1024
 
@@ -57,6 +62,56 @@ def bench_loader(index: ShardIndex, config: DataConfig, samples: int, rounds: in
     with one_thread():
         return measure(
             "loader, one core", PER_CPU_SECOND, cases, rounds, baseline=cases[-1].name,
+            clock=time.process_time,
+        )  # fmt: skip
+
+
+def bench_parts(index: ShardIndex, config: DataConfig, samples: int, rounds: int) -> Bench:
+    """Time each part of the loader's work alone, on one core; compared with the pixels' part."""
+    builder = BatchBuilder(index, config, seed=0)
+    read = ReadMemory()
+    rows = [row % len(index) for row in range(max(BATCH, samples // BATCH * BATCH))]
+    found = [builder.reader.image_and_sample(row) for row in rows]
+    opened = [open_image(data, kind, config.max_pixels) for data, kind, _ in found]
+    keys = [keyed.key("crop", 0, 0, sample["uid"]) for *_, sample in found]
+    boxes = [
+        crop_box(image.height, image.width, config.crop_scale, config.crop_ratio, key)
+        for image, key in zip(opened, keys, strict=True)
+    ]
+    scratch, kept = Scratch(), np.empty((BATCH, CROP, CROP, 3), np.uint8)
+
+    def reading(row: int) -> None:
+        read.clear()
+        builder.reader.image_and_sample(row, read)
+
+    def cropping(number: int) -> None:
+        key = keyed.key("crop", 0, 0, found[number][2]["uid"])
+        crop_box(256, 256, config.crop_scale, config.crop_ratio, key)
+
+    def captioning(number: int) -> None:
+        captions = found[number][2]["captions"]
+        choose(captions, config, 0, 0, found[number][2]["uid"])
+
+    def pixels(fresh: bool) -> int:
+        batch = kept
+        for number, (image, box) in enumerate(zip(opened, boxes, strict=True)):
+            if fresh and number % BATCH == 0:
+                batch = np.empty_like(kept)
+            crop_into(batch[number % BATCH], image, box, scratch)
+        return len(opened)
+
+    numbers = range(len(rows))
+    cases = [
+        Case(PIXELS, lambda: pixels(fresh=False)),
+        Case("the same, into new memory each batch", lambda: pixels(fresh=True)),
+        each("read the sample and check it", rows, reading),
+        each("read the image's header", found, lambda it: open_image(it[0], it[1], config.max_pixels)),
+        each("draw a crop", numbers, cropping),
+        each("draw captions", numbers, captioning),
+    ]
+    with one_thread():
+        return measure(
+            "loader, its parts", PER_CPU_SECOND, cases, rounds, baseline=PIXELS,
             clock=time.process_time,
         )  # fmt: skip
 
