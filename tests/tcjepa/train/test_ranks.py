@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -127,3 +128,19 @@ def test_a_run_moves_between_numbers_of_ranks(config: Path, parallel: str) -> No
         assert code == 0, said
     assert [line.rank for line in trace.read(run)] == [0, 1] * 2 + [0] * 2 + [0, 1, 2, 3] * 2
     assert_same_training(run, config.parent / "one")
+
+
+def test_one_rank_that_reads_rubbish_ends_all_with_its_reason(tmp_path: Path) -> None:
+    """No rank waits for ever for one that stopped; what was unreadable is named."""
+    path = write_config(tmp_path, steps=12)
+    shards = tmp_path / "shards"
+    victim = pq.read_table(shards / "index.parquet").to_pylist()[7]
+    with (shards / victim["shard"]).open("r+b") as tar:
+        tar.seek(victim["image_offset"])
+        tar.write(b"\0" * victim["image_size"])
+    code, said = finish(start("pretrain", path, "data.max_bad_share=0.001", ranks=2))
+    assert code != 0
+    assert "max_bad_share" in said and victim["uid"] in said, said
+    code, said = finish(start("pretrain", path, "data.max_bad_share=0.5", ranks=2))
+    assert code == 0, said
+    assert victim["uid"] in (tmp_path / "run" / "unreadable.jsonl").read_text()
