@@ -43,7 +43,14 @@ def aot_eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("aot_eager")
-@pytest.mark.parametrize("given", ["", "train.activation_checkpointing=true"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "train.activation_checkpointing=true",
+        "model.variance_weight=1 model.covariance_weight=1",
+    ],
+)
 def test_no_graph_breaks_and_a_bounded_number_of_graphs(tmp_path: Path, given: str) -> None:
     plain_config = write_config(tmp_path, steps=STEPS, log_every=100)
     write_shards(tmp_path / "shards", 64, captions_of_any_length, size=(40, 40), shard_size=16)
