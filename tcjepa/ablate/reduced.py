@@ -32,7 +32,7 @@ def open_study(name: str, overrides: Sequence[str] = (), *, reduced: bool = Fals
         raise ConfigError(f"there is no study {name!r}; those here are {', '.join(names())}")
     if not reduced:
         return load(StudyConfig, path, overrides)
-    section = load(StudyConfig, path).reduced
+    section = load(StudyConfig, path, overrides).reduced
     study = load(StudyConfig, path, [*_replacements(section), *overrides])
     try:
         return _shrunk(study, study.reduced)

@@ -19,7 +19,7 @@ from tcjepa.model.encoder import encoder_shape
 #: The studies that the project promises.
 PROMISED = {
     "noise", "remedies", "filtering", "conditioning", "fusion", "captions", "loss_weights",
-    "mask_scale", "captioners", "scaling", "baselines",
+    "mask_scale", "captioners", "scaling", "baselines", "collapse", "content",
 }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_studies_share_one_base_and_say_what_they_ask(name: str) -> None:
     assert len(study.seeds) >= 3 and study.asks.endswith((".", "?"))
     assert text["run"] == f"runs/studies/{name}"
     assert study.reduced.run == f"runs/ablation/{name}"
-    assert len(trials_of(open_study(name, reduced=True))) <= 18  # minutes each, on two cores
+    assert len(trials_of(open_study(name, reduced=True))) <= 24  # a minute or three each
 
 
 def test_the_noise_study_runs_what_kinds_share_once() -> None:
@@ -75,6 +75,14 @@ def test_a_reduced_study_keeps_names_and_takes_overrides() -> None:
     assert {arm.name for arm in arms_of(study)} < {arm.name for arm in arms_of(whole)}
     assert (study.base, study.seeds, study.run) == ("scenes_mini", [7], "x")
     assert study.contrasts and set(study.contrasts) < set(whole.contrasts)
+
+
+def test_a_reduced_study_can_be_reduced_further() -> None:
+    given = ["reduced.only.remedy=[none,quality threshold]", "reduced.references=[clean]"]
+    study = open_study("remedies", given, reduced=True)
+    assert [arm.name for arm in arms_of(study)] == [
+        "clean", "derangement, none", "derangement, quality threshold"
+    ]  # fmt: skip
 
 
 def test_an_unknown_study_is_named_with_those_there_are() -> None:
