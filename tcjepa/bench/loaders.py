@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from pipeline.schema import Sample
 from pipeline.timing import Bench, Case, measure
 from tcjepa import keyed
 from tcjepa.bench.loading import PER_CPU_SECOND, each, one_thread
@@ -84,9 +85,13 @@ def bench_parts(index: ShardIndex, config: DataConfig, samples: int, rounds: int
         read.clear()
         builder.reader.image_and_sample(row, read)
 
+    def opening(item: tuple[memoryview, str, Sample]) -> None:
+        open_image(item[0], item[1], config.max_pixels)
+
     def cropping(number: int) -> None:
         key = keyed.key("crop", 0, 0, found[number][2]["uid"])
-        crop_box(256, 256, config.crop_scale, config.crop_ratio, key)
+        image = opened[number]
+        crop_box(image.height, image.width, config.crop_scale, config.crop_ratio, key)
 
     def captioning(number: int) -> None:
         captions = found[number][2]["captions"]
@@ -105,7 +110,7 @@ def bench_parts(index: ShardIndex, config: DataConfig, samples: int, rounds: int
         Case(PIXELS, lambda: pixels(fresh=False)),
         Case("the same, into new memory each batch", lambda: pixels(fresh=True)),
         each("read the sample and check it", rows, reading),
-        each("read the image's header", found, lambda it: open_image(it[0], it[1], config.max_pixels)),
+        each("read the image's header", found, opening),
         each("draw a crop", numbers, cropping),
         each("draw captions", numbers, captioning),
     ]

@@ -1,6 +1,7 @@
-"""Memory that is used again, because fresh pages cost a tenth of a loader's time.
+"""Memory that is used again: fresh pages cost up to a quarter of a loader's time.
 
-The system hands large blocks out page by page, zeroed, and takes them back when they are freed.
+The system hands large blocks out page by page, zeroed, and takes them back when they are freed;
+huge pages make that cheap, but a busy machine runs out of them, and shared memory has none.
 """
 
 from __future__ import annotations
