@@ -62,7 +62,8 @@ def test_estimates_are_means_of_the_runs_with_intervals_around_them(result: Stud
         assert interval is not None and interval[0] < sum(own) / 3 < interval[1]
     assert {m.name: (m.images, m.unit) for m in result.measures} == {
         "linear colour": (80, "%"), "linear shape": (80, "%"), "mIoU": (80, "%"),
-        "kNN colour": (80, "%"), "kNN shape": (80, "%"), "effective rank": (0, ""), "feature std": (0, ""),
+        "kNN colour": (80, "%"), "kNN shape": (80, "%"),
+        "effective rank": (0, ""), "feature std": (0, ""),
     }  # fmt: skip
 
 
