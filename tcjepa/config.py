@@ -79,6 +79,15 @@ JEPA_KEYS = (
 )
 
 
+#: Keys that older checkpoints do not have, and what those runs did.
+BEFORE_THERE_WAS_A_CHOICE: dict[str, Any] = {
+    "train.objective": "jepa",
+    "model.init_std": 0.02,
+    "model.variance_weight": 0.0,
+    "model.covariance_weight": 0.0,
+}
+
+
 class EvaluationSection(EvaluateConfig):
     """What to measure, and on which images (config section `evaluate`)."""
 
@@ -232,8 +241,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     Both are `model_dump(mode="json")` of a `TrainConfig`. `FREE_KEYS` never count, and neither do
     keys that neither run reads.
     """
-    # Checkpoints from before there was a choice do not name their objective.
-    before = {"train.objective": "jepa", **flat(old)}
+    before = {**BEFORE_THERE_WAS_A_CHOICE, **flat(old)}
     after = flat(new)
     ignored = {*FREE_KEYS, *(set(unread_keys(old)) & set(unread_keys(new)))}
     return [

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.settings import ConfigError
+from tcjepa.config import differences
 from tcjepa.model.config import ModelConfig
 from tcjepa.model.encoder import Encoder
 from tcjepa.model.spread import spread_terms
 from tests.tcjepa.train.runs import tiny_config
 
+KEYS = ("init_std", "variance_weight", "covariance_weight")
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
 
 
@@ -95,3 +97,11 @@ def test_init_std_scales_what_positions_compete_with() -> None:
         )
     torch.testing.assert_close(wide.vit.pos_embed, published.vit.pos_embed)
     assert ModelConfig(encoder_kwargs=TINY).init_std == 0.02
+
+
+def test_a_checkpoint_from_before_these_keys_is_resumed(tmp_path) -> None:
+    new = tiny_config(tmp_path).model_dump(mode="json")
+    old = {**new, "model": {k: v for k, v in new["model"].items() if k not in KEYS}}
+    assert differences(old, new) == []
+    other = tiny_config(tmp_path, "model.init_std=0.06").model_dump(mode="json")
+    assert differences(old, other) == ["model.init_std: 0.02 → 0.06"]
