@@ -40,7 +40,7 @@ _LOCAL: Final = _Local()
 def key(*parts: int | str) -> int:
     """Return a 128-bit key of the parts; a part's type counts, so `1` and `"1"` differ."""
     text = _SEPARATOR.join(
-        b"i%d" % part if isinstance(part, int) else b"s" + part.encode() for part in parts
+        [b"i%d" % part if isinstance(part, int) else b"s" + part.encode() for part in parts]
     )
     return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
 
@@ -68,8 +68,8 @@ def draws(own_key: int, count: int) -> list[float]:
     for block in range(-(-count // _HASHED)):
         data = own_key.to_bytes(16, "little") + block.to_bytes(8, "little")
         words = _WORDS.unpack(hashlib.blake2b(data).digest())
-        found += [(word >> 11) * _TO_UNIT for word in words]
-    return found[:count]
+        found += [(word >> 11) * _TO_UNIT for word in words[: count - len(found)]]
+    return found
 
 
 def permutation(philox_key: int, count: int) -> NDArray[np.int64]:

@@ -70,7 +70,10 @@ def _tries(crop_key: int) -> Iterator[list[float]]:
 def divisor_for(box: Box, size: int) -> int:
     """Return how much smaller a JPEG may be decoded when a box of it becomes (size, size)."""
     least = min(box.height, box.width)
-    return next(divisor for divisor in DIVISORS if divisor == 1 or least >= divisor * size)
+    for divisor in DIVISORS:
+        if least >= divisor * size:
+            return divisor
+    return 1
 
 
 def crop_into(out: Pixels, image: OpenedImage, box: Box, scratch: Scratch | None = None) -> None:
@@ -90,9 +93,9 @@ def crop_into(out: Pixels, image: OpenedImage, box: Box, scratch: Scratch | None
 
 def resize_into(out: Pixels, pixels: Pixels, box: Box, divisor: int = 1) -> None:
     """Resize a box of an image, of which `pixels` are the version by `divisor`, into `out`."""
-    top, left = round(box.top / divisor), round(box.left / divisor)
-    bottom = round((box.top + box.height) / divisor)
-    right = round((box.left + box.width) / divisor)
+    top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
+    if divisor > 1:
+        top, left, bottom, right = (round(side / divisor) for side in (top, left, bottom, right))
     _resize(pixels[top:bottom, left:right], out.shape[0], out.shape[1], out)
 
 
@@ -135,5 +138,5 @@ def _resize(pixels: Pixels, height: int, width: int, out: Pixels | None = None) 
     shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
     halves = pixels.shape[0] <= 2 * height and pixels.shape[1] <= 2 * width
     method = cv2.INTER_AREA if shrinks and not halves else cv2.INTER_LINEAR
-    resized = cv2.resize(pixels, (width, height), dst=out, interpolation=method)
-    return np.asarray(resized, dtype=np.uint8)
+    resized: Pixels = cv2.resize(pixels, (width, height), dst=out, interpolation=method)  # type: ignore[assignment]
+    return resized

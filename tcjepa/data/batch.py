@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,21 @@ class Batch:
     position: int  # global position of the first sample of the *global* batch
     replaced: list[tuple[str, str]]  # (uid, reason) of samples that could not be read
     place: Place | None = None  # of the images, on the way from a worker, where `images` is empty
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave only large tensors to torch's sharing.
+
+        It opens shared memory for each tensor, and remembers it for a hundred or more: small blocks
+        in between the trainer's large ones, which then find no room where they were.
+        """
+        state = self.__dict__ | {"rows": self.rows.tolist()}
+        if self.place is not None:
+            del state["images"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        rows = torch.tensor(state["rows"], dtype=torch.int64)
+        self.__dict__.update({"images": torch.empty(0), **state, "rows": rows})
 
     def received(self) -> Batch:
         """Return the batch with its images, in the process that they are for."""

@@ -49,12 +49,12 @@ def choose(
     numbers = eligible(captions, config)
     if not numbers or config.captions_per_image == 0:
         return []
-    draws = keyed.draws(keyed.key("captions", seed, epoch, uid), len(captions))
-    times = {number: draws[number] for number in numbers}
+    times = keyed.draws(keyed.key("captions", seed, epoch, uid), len(captions))
     if config.caption_sampling == "quality":
         scores = [captions[number]["scores"].get("quality") for number in numbers]
-        race = _race(np.array(list(times.values())), scores)
-        times = dict(zip(numbers, race.tolist(), strict=True))
+        race = _race(np.array([times[number] for number in numbers]), scores)
+        for number, time in zip(numbers, race.tolist(), strict=True):
+            times[number] = time
     return sorted(numbers, key=times.__getitem__)[: config.captions_per_image]
 
 

@@ -68,7 +68,9 @@ def _readings(config: DataConfig, leak: bool) -> list[int]:
     found: list[int] = []
     kept: list[Batch] = []
     for step, batch in enumerate(loader, start=1):
-        assert batch.images.float().mean() > 0  # memory that nobody touched would not count
+        # Memory that nobody touched would not count. `float` takes a large block for a moment, as a
+        # trainer does: small ones left behind at each step would push the next one up the heap.
+        assert batch.images.float().mean() > 0
         if leak:
             kept.append(batch)
         if step % STEPS == 0 and step > STEPS:

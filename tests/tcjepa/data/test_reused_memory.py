@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tcjepa.data.batch import Batch
 from tcjepa.data.config import DataConfig
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.loader import make_loader, worker_context
@@ -143,3 +146,23 @@ def test_batches_of_workers_equal_those_of_none(tmp_path: Path, workers: int, ke
             places.append(batch.images.data_ptr())
         assert len(places) == 30
         assert keeps == (len(set(places)) == 30)
+
+
+def test_torch_shares_nothing_but_images() -> None:
+    """Each tensor it shares costs a descriptor and leaves a small block in the trainer's heap."""
+    shared = SharedBatches(most=1, count=2, size=4)
+    images = shared[0].permute(0, 3, 1, 2)
+    rows = torch.tensor([7, 2**40])
+    there = Batch(
+        torch.empty(0), [["a dog"], []], rows, 12, [("u", "broken")], Place(shared.key, 0)
+    )
+    own = replace(there, images=images, place=None)
+    for batch, most in ((there, 0), (own, 1)):
+        sent = ForkingPickler.dumps(batch).tobytes()
+        assert sent.count(b"rebuild_tensor") <= most
+        found = ForkingPickler.loads(sent).received()
+        assert found.images.shape == images.shape
+        assert (found.rows.dtype, found.rows.tolist()) == (torch.int64, [7, 2**40])
+        assert (found.captions, found.position, found.replaced, found.place) == (
+            batch.captions, batch.position, batch.replaced, None
+        )  # fmt: skip
