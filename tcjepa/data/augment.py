@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import cv2
-import numpy as np
 
 from tcjepa import keyed
 from tcjepa.data.decode import DIVISORS, OpenedImage, Pixels, Scratch
@@ -138,5 +137,5 @@ def _resize(pixels: Pixels, height: int, width: int, out: Pixels | None = None) 
     shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]
     halves = pixels.shape[0] <= 2 * height and pixels.shape[1] <= 2 * width
     method = cv2.INTER_AREA if shrinks and not halves else cv2.INTER_LINEAR
-    resized: Pixels = cv2.resize(pixels, (width, height), dst=out, interpolation=method)  # type: ignore[assignment]
+    resized: Pixels = cv2.resize(pixels, (width, height), dst=out, interpolation=method)
     return resized
