@@ -5,14 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import BertConfig, BertModel
 
 from pipeline.settings import ConfigError
 from tcjepa import text_huggingface
@@ -25,23 +18,11 @@ from tcjepa.text import (
     split_words,
     swap_captions,
 )
+from tests.tcjepa.tiny_text import save_t5, save_tokenizer, vocabulary_size
 
 CPU = torch.device("cpu")
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "square", "ring", "left"]
+WORDS = ["a", "red", "blue", "square", "ring", "left"]
 CAPTIONS = [["a red square", "ring"], [], ["a blue ring left", "a red square", ""]]
-
-
-def _save_tokenizer(folder, end_only):
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(VOCABULARY)}, "[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    single = "$A [SEP]" if end_only else "[CLS] $A [SEP]"
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]",
-        cls_token="[CLS]", sep_token="[SEP]",
-    ).save_pretrained(folder)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +30,12 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)
     bert = BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=32,
+        vocab_size=vocabulary_size(WORDS), hidden_size=16, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=32, max_position_embeddings=32,
     )  # fmt: skip
     BertModel(bert).save_pretrained(root / "bert")
-    t5 = T5Config(
-        vocab_size=len(VOCABULARY), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
-        decoder_start_token_id=0,
-    )  # fmt: skip
-    T5ForConditionalGeneration(t5).save_pretrained(root / "t5")
-    _save_tokenizer(root / "bert", end_only=False)
-    _save_tokenizer(root / "t5", end_only=True)
+    save_tokenizer(root / "bert", WORDS, end_only=False)
+    save_t5(root / "t5", WORDS)
     return root
 
 

@@ -16,7 +16,8 @@ import pytest
 from tcjepa.cli import main
 from tcjepa.train.log import read
 from tcjepa.train.trace import TRACE_FILE
-from tests.tcjepa.train.runs import finish, start, write_config
+from tests.tcjepa.tiny_text import save_seeded_t5
+from tests.tcjepa.train.runs import finish, some_captions, start, write_config
 from tests.tcjepa.train.test_ranks import assert_same_training
 
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -84,6 +85,27 @@ def test_kill_9_loses_nothing(undisturbed: tuple[Path, Path], async_save: bool) 
     names = {path.name for path in (run / "checkpoints").iterdir()}
     kept = ("step-00000060", "step-00000117", "step-00000120")
     assert names == {f"{name}.{suffix}" for name in kept for suffix in ("json", "pt")}
+
+
+def test_kill_9_loses_nothing_of_a_transformer_s_words(tmp_path: Path) -> None:
+    """Words a resumed run encodes anew equal those that its cache held before, bit for bit."""
+    texts = [item["text"] for number in range(40) for item in some_captions(number)]
+    words = sorted({word for text in texts for word in text.split()})
+    t5 = save_seeded_t5(tmp_path / "t5", words)
+    config = write_config(tmp_path, steps=60, checkpoint_every_steps=4, log_every=5, trace=True)
+    expected, run = tmp_path / "undisturbed", tmp_path / "killed"
+    own = ("pretrain", config, f"text.encoder={t5}")
+    code, said = finish(start(*own, f"run={expected}"))
+    assert code == 0, said
+    process = start(*own, f"run={run}")
+    wait_until(lambda: newest_step(run) >= 4, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    code, said = finish(start(*own, f"run={run}"))
+    assert code == 0, said
+    assert "resumes after step" in said
+    assert (run / TRACE_FILE).read_bytes() == (expected / TRACE_FILE).read_bytes()
 
 
 def test_sigterm_saves_and_the_rerun_goes_on(undisturbed: tuple[Path, Path]) -> None:

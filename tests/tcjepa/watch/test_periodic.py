@@ -18,7 +18,7 @@ from tcjepa.watch.page import COLOURS, config_table
 from tcjepa.watch.pictures import draw, pixels
 from tcjepa.watch.runfiles import read_run
 from tests.tcjepa.shards import write_shards
-from tests.tcjepa.train.runs import tiny_config
+from tests.tcjepa.train.runs import finish, start, tiny_config
 from tests.tcjepa.watch.test_monitors import CPU
 
 WATCHED = (
@@ -72,6 +72,31 @@ def test_attention_images_are_files_and_tensorboard_events(folder: Path) -> None
     events = EventAccumulator(str(folder / "watched" / "tensorboard"))
     events.Reload()
     assert len(events.Tags()["images"]) == 2
+
+
+def test_ranks_measure_and_draw_what_one_does(folder: Path) -> None:
+    """Whole and sharded; every rank computes, one writes."""
+    own = ",".join(WATCHED).replace("[knn, linear]", "[linear]")
+    scenarios = (f"ddp:{own}", f"fsdp2:train.parallel=fsdp2,{own}")
+    module = "tests.tcjepa.train.scenarios"
+    code, said = finish(start(folder / "config.yaml", *scenarios, ranks=2, module=module))
+    assert code == 0, said
+    expected = folder / "watched"
+    for name in ("ddp", "fsdp2"):
+        for record, other in zip(read(folder / name), read(expected), strict=True):
+            assert record["loss"] == pytest.approx(other["loss"], rel=2e-5)
+            assert ("probe/linear_label" in record) == ("probe/linear_label" in other)
+            # Features that differ in their last bits may move one of the sixteen images.
+            if "probe/linear_label" in record:
+                assert record["probe/linear_label"] == pytest.approx(
+                    other["probe/linear_label"], abs=1.5 / 16
+                )
+        drawn, as_expected = (read_run(folder / run, run).pictures for run in (name, expected.name))
+        assert len(drawn) == 4
+        for picture, other in zip(drawn, as_expected, strict=True):
+            assert picture.path.name == other.path.name
+            shown, wanted = (pixels(Path(one.path).read_bytes()) for one in (picture, other))
+            assert np.abs(shown.astype(int) - wanted).mean() < 1
 
 
 def test_a_probe_without_labels_or_images_is_refused_before_training(folder: Path) -> None:
