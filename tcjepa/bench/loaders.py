@@ -55,7 +55,7 @@ def bench_loader(index: ShardIndex, config: DataConfig, samples: int, rounds: in
     images = jpegs(index, config, steps * BATCH)
     if images:
         cases.append(Case(BARE, lambda: _bare(images, config, None)))
-        buffer = np.empty(3 * max(map(_area, images)), np.uint8)
+        buffer = Scratch().room(3 * max(map(_area, images)))
         cases.append(Case(BARE_REUSED, lambda: _bare(images, config, buffer)))
     paths = local_paths(index)
     if has_webdataset() and paths:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from tcjepa.data.batch import Batch
 from tcjepa.data.config import DataConfig
+from tcjepa.data.decode import Scratch
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.loader import make_loader, worker_context
-from tcjepa.data.memory import BatchMemory, Place, ReadMemory, SharedBatches
+from tcjepa.data.memory import BatchMemory, Place, ReadMemory, SharedBatches, room
 from tests.tcjepa.shards import caption, write_shards
 
 
@@ -166,3 +167,19 @@ def test_torch_shares_nothing_but_images() -> None:
         assert (found.captions, found.position, found.replaced, found.place) == (
             batch.captions, batch.position, batch.replaced, None
         )  # fmt: skip
+
+
+@given(st.sampled_from([0, 1, 4096, 2**21 - 1, 2**21, 2**21 + 1, 5 * 2**20]))
+def test_rooms_are_whole_writable_and_apart(size: int) -> None:
+    first, second = room(size), room(size)
+    first[:] = 1
+    second[:] = 2
+    assert first.shape == (size,) and first.flags.c_contiguous
+    assert (first == 1).all() and (second == 2).all()
+
+
+def test_decoded_rows_are_read_again_from_the_cache() -> None:
+    """Those that begin at a multiple of 32 bytes, libjpeg-turbo writes past it."""
+    buffer = Scratch().room(3 * 256 * 256)
+    assert buffer is not None
+    assert buffer.ctypes.data % 32 != 0
