@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+Headers = list[tuple[str, str]]
 
 
 class Store:
@@ -52,6 +56,9 @@ class Store:
         """Return how many GETs of a file there were."""
         return sum(asked == name for asked, _ in self.gets)
 
+    def name_of(self, path: str) -> str:
+        return path.lstrip("/")
+
     def close(self) -> None:
         self.released.set()
         self._server.shutdown()
@@ -62,10 +69,10 @@ class Store:
         if not path.is_file():
             handler.send_error(404)
             return
-        handler.reply(200, path.stat().st_size, self.ranges)
+        handler.reply(200, path.stat().st_size, [("Accept-Ranges", "bytes")] * self.ranges)
 
     def answer(self, handler: _Handler) -> None:
-        name, asked = handler.path.lstrip("/"), handler.headers.get("Range")
+        name, asked = self.name_of(handler.path), handler.headers.get("Range")
         with self.lock:
             self.gets.append((name, asked))
             self.times.append(time.monotonic())
@@ -75,15 +82,28 @@ class Store:
             (self.faults if fault else self.good)[name] -= 1
         try:
             self.released.wait(self.hold)
-            self._send(handler, self.folder / name, asked, fault)
+            self._send(handler, asked, fault)
         except ConnectionError:
             pass  # the client gave up
         finally:
             with self.lock:
                 self.open -= 1
 
-    def _send(self, handler: _Handler, path: Path, asked: str | None, fault: str | None) -> None:
+    def content(self, handler: _Handler, asked: str | None) -> tuple[int, Headers, bytes] | None:
+        """Return (status, headers, body) of a GET, or None for what is not there."""
+        path = self.folder / handler.path.lstrip("/")
         if not path.is_file():
+            return None
+        data = path.read_bytes()
+        headers = [("Accept-Ranges", "bytes")] if self.ranges else []
+        if asked is None or not self.ranges:
+            return 200, headers, data
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        return 206, headers, data[int(first) : int(last) + 1]
+
+    def _send(self, handler: _Handler, asked: str | None, fault: str | None) -> None:
+        found = self.content(handler, asked)
+        if found is None:
             handler.send_error(404)
             return
         if fault == "503":
@@ -93,11 +113,8 @@ class Store:
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
-        data, status = path.read_bytes(), 200
-        if asked is not None and self.ranges:
-            first, _, last = asked.removeprefix("bytes=").partition("-")
-            data, status = data[int(first) : int(last) + 1], 206
-        handler.reply(status, len(data), self.ranges)
+        status, headers, data = found
+        handler.reply(status, len(data), headers)
         half = len(data) // 2
         if fault == "garble":
             data = data[:half] + bytes(b ^ 0xFF for b in data[half : half + 8]) + data[half + 8 :]
@@ -113,16 +130,47 @@ class Store:
             half += 1
 
 
+class Gate(Store):
+    """Stands before another server; the GETs of a file, by the last part of its path, go wrong."""
+
+    def __init__(self, server: str) -> None:
+        super().__init__(Path())
+        self._server_behind = server.removeprefix("http://")
+
+    def name_of(self, path: str) -> str:
+        return path.partition("?")[0].rpartition("/")[2]
+
+    def content(self, handler: _Handler, asked: str | None) -> tuple[int, Headers, bytes]:
+        del asked
+        status, headers, body, _ = self._forwarded(handler)
+        return status, headers, body
+
+    def answer_head(self, handler: _Handler) -> None:
+        status, headers, _, size = self._forwarded(handler)
+        handler.reply(status, size, headers)
+
+    def _forwarded(self, handler: _Handler) -> tuple[int, Headers, bytes, int]:
+        connection = HTTPConnection(self._server_behind)
+        connection.request(handler.command, handler.path, headers=dict(handler.headers))
+        answer = connection.getresponse()
+        body = answer.read()
+        hop = ("content-length", "connection", "transfer-encoding", "date", "server")
+        headers = [pair for pair in answer.getheaders() if pair[0].lower() not in hop]
+        size = int(answer.getheader("Content-Length") or len(body))
+        connection.close()
+        return answer.status, headers, body, size
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def reply(self, status: int, size: int, ranges: bool) -> None:
+    def reply(self, status: int, size: int, headers: Headers) -> None:
         self.close_connection = True
         self.send_response(status)
         self.send_header("Content-Length", str(size))
         self.send_header("Connection", "close")
-        if ranges:
-            self.send_header("Accept-Ranges", "bytes")
+        for name, value in headers:
+            self.send_header(name, value)
         self.end_headers()
 
     def log_message(self, *args: Any) -> None:
@@ -153,3 +201,15 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[str]:
     finally:
         server.stop()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@contextmanager
+def spoiled_s3(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[tuple[str, Gate]]:
+    """Yield an S3 folder as `s3_bucket` does, and the gate that all requests go through."""
+    with s3_bucket(monkeypatch, folder) as url:
+        gate = Gate(os.environ["AWS_ENDPOINT_URL"])
+        monkeypatch.setenv("AWS_ENDPOINT_URL", gate.url)
+        try:
+            yield url, gate
+        finally:
+            gate.close()

@@ -11,7 +11,7 @@ from pipeline.storage import Directory
 from tcjepa.data import remote as remote_module
 from tcjepa.data.errors import ShardUnavailableError
 from tcjepa.data.remote import Access, BrokenOffError, RangesIgnoredError, Remote
-from tests.tcjepa.data.stores import Store, s3_bucket
+from tests.tcjepa.data.stores import Store, s3_bucket, spoiled_s3
 
 PIECE = 1000
 DATA = bytes(range(256)) * 40  # 10,240 bytes: ten pieces and a part
@@ -157,3 +157,23 @@ def test_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert remote.read_range("file", 5, 17) == DATA[5:17]
         with pytest.raises(FileNotFoundError):
             remote.read_range("nothing", 0, 1)
+
+
+@pytest.mark.filterwarnings("ignore:reading file")
+@pytest.mark.parametrize("fault", ["stall", "drip", "truncate", "503"])
+def test_s3_that_misbehaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """A fault that passes costs an attempt, one that lasts ends, in the time that is set for it."""
+    monkeypatch.setattr(remote_module, "_PAUSE", 0.01)
+    monkeypatch.setattr(remote_module, "_POLL", 0.05)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own, which take seconds
+    (tmp_path / "file").write_bytes(DATA)
+    with spoiled_s3(monkeypatch, tmp_path) as (url, gate):
+        remote = Remote(Directory(url), Access(1, 1))
+        assert remote.read("file") == DATA
+        gate.fault, gate.faults["file"] = fault, 1
+        before = gate.count("file")
+        assert remote.read("file") == DATA
+        assert gate.count("file") == before + 2
+        gate.faults["file"] = 1000
+        with pytest.raises(ShardUnavailableError, match=r"cannot read file .*tried 4"):
+            remote.read("file")
