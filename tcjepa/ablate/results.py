@@ -38,6 +38,15 @@ UNITLESS: Final = frozenset(
 )
 
 
+def can_be_lost(name: str) -> bool:
+    """Return whether more of a measure is better, so that noise can cost some of it.
+
+    Rank and spread can rise for bad reasons, and prediction errors are of a loss that each arm has
+    for itself.
+    """
+    return name not in UNITLESS or name == agreement.GAIN
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A finished trial: measure name -> value, of the trained encoder and of its random twin.
@@ -153,6 +162,7 @@ __all__ = [
     "TRAINING",
     "UNITLESS",
     "Outcome",
+    "can_be_lost",
     "images",
     "measure_names",
     "outcomes",

@@ -138,7 +138,7 @@ def _recoveries(study: StudyConfig, arms: Arms) -> list[RecoveryRecord]:
         shares: dict[str, dict[str, Estimate]] = {name: {} for name in remedies}
         for measure, own in arms.items():
             lost = combine([(1.0, clean), (-1.0, noisy)], own)
-            if lost is None or results.scale(measure) == 1:
+            if lost is None or not results.can_be_lost(measure):
                 continue
             losses[measure] = _estimate(lost)
             for name in remedies:

@@ -85,7 +85,8 @@ def contrasts_table(result: StudyResult) -> Table:
 def recovery_table(result: StudyResult, record: RecoveryRecord) -> Table:
     """Return what noise took and the share of it that each remedy won back."""
     measures = list(record.losses)
-    lost = [f"{cell(record.losses[m], True)} lost" for m in measures]
+    percent = {m.name: m.unit == "%" for m in result.measures}
+    lost = [f"{cell(record.losses[m], percent[m])} lost" for m in measures]
     rows = [
         (name, *(share_cell(own[m]) if m in own else ABSENT for m in measures))
         for name, own in record.shares.items()

@@ -92,8 +92,18 @@ def made_up() -> StudyResult:
                 name="40% swapped",
                 clean="rate 0",
                 noisy="swap, rate 1",
-                losses={"linear colour": estimate(19, 2), "mIoU": estimate(0.1, 2)},
-                shares={"swap, rate 0.4": {"linear colour": estimate(0.7, 0.1), "mIoU": UNSURE}},
+                losses={
+                    "linear colour": estimate(19, 2),
+                    "mIoU": estimate(0.1, 2),
+                    "text gain": estimate(0.19, 0.05),
+                },
+                shares={
+                    "swap, rate 0.4": {
+                        "linear colour": estimate(0.7, 0.1),
+                        "mIoU": UNSURE,
+                        "text gain": estimate(0.72, 0.2),
+                    }
+                },
             ),
         ),
     )

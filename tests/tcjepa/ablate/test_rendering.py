@@ -112,6 +112,15 @@ def test_cells_say_what_is_known() -> None:
     assert tables.share_cell(half) == "50% [25, 75]"
 
 
+def test_what_noise_took_is_said_in_its_unit() -> None:
+    """Text gain is a difference of losses; the share of it that is won back is in percent."""
+    result = made_up()
+    lost, won = tables.recovery_table(result, result.recoveries[0]).rows
+    assert lost[1].startswith("19.0 [17.0, 21.0]")
+    assert lost[3].startswith("0.190 [0.140, 0.240]")
+    assert won[3].startswith("72% [52, 92]")
+
+
 @pytest.mark.parametrize(
     ("interval", "student", "said"),
     [((1, 2), (0.5, 3), "both"), ((1, 2), (-1, 3), "bootstrap only"), ((-1, 2), None, "neither"),

@@ -10,10 +10,11 @@ import pytest
 import yaml
 
 from tcjepa.ablate.portable import portable
-from tcjepa.ablate.results import outcomes
+from tcjepa.ablate.results import UNITLESS, can_be_lost, outcomes
 from tcjepa.ablate.schema import StudyResult
 from tcjepa.ablate.study import StudyConfig, Trial, trials_of
 from tcjepa.ablate.summary import summarise
+from tcjepa.evaluate import agreement
 from tcjepa.evaluate.tally import TALLIES_FILE
 from tests.tcjepa.ablate.pretended import RANDOM_LEVEL, finish, pretend
 from tests.tcjepa.ablate.test_study import TINY, study
@@ -97,6 +98,11 @@ def test_recovery_is_a_share_of_the_loss_and_undefined_without_one(result: Study
     assert "effective rank" not in everything.losses
     assert nothing.losses["mIoU"].value == 0
     assert all(e.value is None for e in nothing.shares["rate 0.5"].values())
+
+
+def test_what_can_be_lost() -> None:
+    lost = ["linear colour", "mIoU", "pointing game", agreement.GAIN]
+    assert [name for name in [*lost, *sorted(UNITLESS)] if can_be_lost(name)] == [*lost, lost[-1]]
 
 
 def test_slope_is_the_change_per_unit_of_x(result: StudyResult) -> None:
