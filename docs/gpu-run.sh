@@ -49,11 +49,15 @@ tcjepa)
     cat "$out"/tcjepa-*.txt
     ;;
 loop)
-    run loader 150 python3 -m tcjepa bench loader --json "$out/loader.json"
+    run loader 120 python3 -m tcjepa bench loader --json "$out/loader.json"
     check shards 45 shards "$data" 16384
     common=("data.shards=$data/shards" data.workers=14 train.batch=128 train.micro_batch=null)
-    check loop-b16-t5 200 loop vit_b16 "${common[@]}" "text.encoder=$data/t5"
-    check loop-l16-ijepa 170 loop vit_l16 "${common[@]}" model.text=null train.monitor_every=500
+    check loop-b16-t5 160 loop vit_b16 "${common[@]}" "text.encoder=$data/t5"
+    check loop-l16-ijepa 120 loop vit_l16 "${common[@]}" model.text=null train.monitor_every=500
+    # Where loading is what training waits for: a small model, with crops resized here and there.
+    for resize in loader device; do
+        check "loop-s16-$resize" 60 loop vit_s16 "${common[@]}" model.text=null "data.resize=$resize"
+    done
     cat "$out/loader.txt" "$out"/loop-*.txt
     if [ "$(nvidia-smi -L | wc -l)" -gt 1 ]; then
         for kind in ddp fsdp2; do

@@ -82,6 +82,8 @@ JEPA_KEYS = (
 #: Keys that older checkpoints do not have, and what those runs did.
 BEFORE_THERE_WAS_A_CHOICE: dict[str, Any] = {
     "train.objective": "jepa",
+    "data.resize": "loader",
+    "data.crop_room": None,
     "model.init_std": 0.02,
     "model.variance_weight": 0.0,
     "model.covariance_weight": 0.0,

@@ -19,6 +19,7 @@ from tcjepa.bench.images import photographs
 from tcjepa.bench.loaders import (
     BARE,
     BARE_REUSED,
+    CARRIED,
     OURS,
     bench_loader,
     bench_parts,
@@ -96,6 +97,8 @@ def recommend(benches: list[Bench]) -> dict[str, Any]:
     for name in (STOCK_LOADER, BARE, BARE_REUSED):
         if name in others:
             found[f"ours / {name}"] = _ratio(ours, others[name])
+    if CARRIED in others:
+        found[f"{CARRIED} / ours"] = _ratio(others[CARRIED], ours)
     workers = by_name["loader, worker processes"]
     mine = [row for row in workers.rows if row.name.startswith(OURS)]
     best = max(mine, key=lambda row: row.rate)

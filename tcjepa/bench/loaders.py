@@ -30,6 +30,7 @@ from tcjepa.data.memory import ReadMemory
 from tcjepa.data.reader import ShardReader
 
 OURS: Final = "ours"
+CARRIED: Final = "crops left to the device to resize"
 BARE: Final = "bare decode and resize"
 BARE_REUSED: Final = "bare, one decode buffer"
 PIXELS: Final = "decode and resize"
@@ -51,7 +52,11 @@ def bench_loader(index: ShardIndex, config: DataConfig, samples: int, rounds: in
     batches. It has the compressed images in memory and draws its crops from `random`.
     """
     steps = max(1, samples // BATCH)
-    cases = [Case(OURS, _pulled(_ours(index, config, 0), steps))]
+    carried = config.model_copy(update={"resize": "device"})
+    cases = [
+        Case(OURS, _pulled(_ours(index, config, 0), steps)),
+        Case(CARRIED, _pulled(_ours(index, carried, 0), steps)),
+    ]
     images = jpegs(index, config, steps * BATCH)
     if images:
         cases.append(Case(BARE, lambda: _bare(images, config, None)))

@@ -83,19 +83,46 @@ def crop_into(out: Pixels, image: OpenedImage, box: Box, scratch: Scratch | None
     as torchvision's antialiased one does, measured on synthetic photographs, and a 12-megapixel one
     costs a third of the time. The box is then off by less than one pixel of `out`.
     """
-    divisor = divisor_for(box, out.shape[0])
+    size = out.shape[0]
+    _resize(_decoded(image, box, size, scratch), size, size, out)
+
+
+def cut_into(
+    out: Pixels, image: OpenedImage, box: Box, size: int, scratch: Scratch | None = None
+) -> tuple[int, int]:
+    """Decode an image as `crop_into` does and write a box of it into the corner of `out` (R, R, 3).
+
+    Return its (height, width) there [px]: those of the box in the decoded version where that fits,
+    else `size` twice, to which it is then resized.
+    """
+    pixels = _decoded(image, box, size, scratch)
+    height, width = pixels.shape[:2]
+    if max(height, width) > out.shape[0]:
+        out[:size, :size] = _resize(pixels, size, size)
+        return size, size
+    out[:height, :width] = pixels
+    return height, width
+
+
+def resize_into(out: Pixels, pixels: Pixels, box: Box) -> None:
+    """Resize a box of an image that was decoded whole into `out`."""
+    _resize(_cut(pixels, box), out.shape[0], out.shape[1], out)
+
+
+def _decoded(image: OpenedImage, box: Box, size: int, scratch: Scratch | None) -> Pixels:
+    """Return a box of an image in the smallest version that is enough for (size, size)."""
+    divisor = divisor_for(box, size)
     pixels = image.pixels(divisor, scratch)
     if pixels.shape[:2] == (image.height, image.width):
         divisor = 1  # a format that has no smaller versions, or nothing to divide
-    resize_into(out, pixels, box, divisor)
+    return _cut(pixels, box, divisor)
 
 
-def resize_into(out: Pixels, pixels: Pixels, box: Box, divisor: int = 1) -> None:
-    """Resize a box of an image, of which `pixels` are the version by `divisor`, into `out`."""
+def _cut(pixels: Pixels, box: Box, divisor: int = 1) -> Pixels:
     top, left, bottom, right = box.top, box.left, box.top + box.height, box.left + box.width
     if divisor > 1:
         top, left, bottom, right = (round(side / divisor) for side in (top, left, bottom, right))
-    _resize(pixels[top:bottom, left:right], out.shape[0], out.shape[1], out)
+    return pixels[top:bottom, left:right]
 
 
 class CropGeometry(NamedTuple):

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from pipeline.schema import Caption, Sample
 from tcjepa import keyed
-from tcjepa.data.augment import Box, crop_box, crop_into
+from tcjepa.data.augment import Box, crop_box, crop_into, cut_into
 from tcjepa.data.captions import choose
 from tcjepa.data.config import DataConfig
 from tcjepa.data.decode import OpenedImage, Pixels, SampleError, Scratch, open_image
+from tcjepa.data.device_resize import carried_side
 from tcjepa.data.errors import TooManyUnreadableError
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.memory import BatchMemory, Place, ReadMemory, SharedBatches
@@ -37,6 +38,9 @@ class Batch:
     position: int  # global position of the first sample of the *global* batch
     replaced: list[tuple[str, str]]  # (uid, reason) of samples that could not be read
     place: Place | None = None  # of the images, on the way from a worker, where `images` is empty
+    # (B, 2) int64, heights and widths of crops in the corners of images, for `resize_crops`; None
+    # where the loader resized them.
+    crops: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave only large tensors to torch's sharing.
@@ -45,13 +49,17 @@ class Batch:
         in between the trainer's large ones, which then find no room where they were.
         """
         state = self.__dict__ | {"rows": self.rows.tolist()}
+        if self.crops is not None:
+            state["crops"] = self.crops.tolist()
         if self.place is not None:
             del state["images"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        rows = torch.tensor(state["rows"], dtype=torch.int64)
-        self.__dict__.update({"images": torch.empty(0), **state, "rows": rows})
+        for name in ("rows", "crops"):
+            if state[name] is not None:
+                state[name] = torch.tensor(state[name], dtype=torch.int64)
+        self.__dict__.update({"images": torch.empty(0), **state})
 
     def received(self) -> Batch:
         """Return the batch with its images, in the process that they are for."""
@@ -62,7 +70,20 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory; `DataLoader` calls this in the trainer."""
         here = self.received()
-        return replace(here, images=here.images.pin_memory(), rows=here.rows.pin_memory())
+        crops = None if here.crops is None else here.crops.pin_memory()
+        return replace(
+            here, images=here.images.pin_memory(), rows=here.rows.pin_memory(), crops=crops
+        )
+
+    def first(self, count: int) -> Batch:
+        """Return the first `count` images with all that belongs to them."""
+        return replace(
+            self,
+            images=self.images[:count],
+            captions=self.captions[:count],
+            rows=self.rows[:count],
+            crops=None if self.crops is None else self.crops[:count],
+        )
 
 
 class Task(NamedTuple):
@@ -99,6 +120,7 @@ class BatchBuilder:
         self.reader = ShardReader(index, config.cache_bytes)
         self.noise = CaptionNoise(config.noise, index)
         self._scratch, self._read, self._batches = Scratch(), ReadMemory(), BatchMemory()
+        self._carries = config.resize == "device"
 
     def __getitem__(self, task: Task) -> Batch:
         """Return the batch of a task; `DataLoader` calls this in a worker.
@@ -108,12 +130,13 @@ class BatchBuilder:
         """
         there = None
         if self._shared is None or task.memory is None:
-            images = self._batches.empty(len(task.rows), self.config.image_size)
+            images = self._batches.empty(len(task.rows), carried_side(self.config))
         else:
             images = self._shared[task.memory]
             there = Place(self._shared.key, task.memory)
         pixels = images.numpy()
         captions: list[list[str]] = []
+        crops: list[tuple[int, int]] = []
         rows = list(task.rows)
         replaced: list[tuple[str, str]] = []
         for start in range(0, len(rows), _DRAFTED):
@@ -121,10 +144,11 @@ class BatchBuilder:
             self._read.clear()
             drafts = [self._try_draft(task.epochs[place], rows[place]) for place in places]
             for place, draft in zip(places, drafts, strict=True):
-                rows[place], texts = self._finish(
+                rows[place], texts, crop = self._finish(
                     task.epochs[place], rows[place], draft, pixels[place], replaced
                 )
                 captions.append(texts)
+                crops.append(crop)
         return Batch(
             images=torch.empty(0) if there else images.permute(0, 3, 1, 2),
             captions=captions,
@@ -132,6 +156,7 @@ class BatchBuilder:
             position=task.position,
             replaced=replaced,
             place=there,
+            crops=torch.tensor(crops) if self._carries else None,
         )
 
     def _try_draft(self, epoch: int, row: int) -> _Draft | SampleError:
@@ -155,24 +180,30 @@ class BatchBuilder:
         draft: _Draft | SampleError,
         out: Pixels,
         replaced: list[tuple[str, str]],
-    ) -> tuple[int, list[str]]:
-        """Write the crop of a row, or of its first readable substitute; return (row, captions).
+    ) -> tuple[int, list[str], tuple[int, int]]:
+        """Write the crop of a row, or of its first readable substitute.
 
-        `out` is (size, size, 3). Substitutes are a sequence keyed by (seed, epoch, uid), so every
-        rerun takes the same.
+        Return (row, captions, height and width in `out`); `out` is (side, side, 3). Substitutes are
+        a sequence keyed by (seed, epoch, uid), so every rerun takes the same.
         """
         for candidate, found in chain([(row, draft)], self._substitutes(epoch, row)):
             try:
                 if isinstance(found, SampleError):
                     raise found
-                crop_into(out, found.image, found.box, self._scratch)
-                return candidate, found.captions
+                return candidate, found.captions, self._write(out, found)
             except SampleError as error:
                 replaced.append((self.index.entry(candidate).uid, str(error)))
         raise TooManyUnreadableError(
             f"row {row} and its {_SUBSTITUTES} substitutes are all unreadable, the last because: "
             f"{replaced[-1][1]}"
         )
+
+    def _write(self, out: Pixels, draft: _Draft) -> tuple[int, int]:
+        size = self.config.image_size
+        if self._carries:
+            return cut_into(out, draft.image, draft.box, size, self._scratch)
+        crop_into(out, draft.image, draft.box, self._scratch)
+        return size, size
 
     def _substitutes(self, epoch: int, row: int) -> Iterator[tuple[int, _Draft | SampleError]]:
         uid = self.index.entry(row).uid

@@ -33,6 +33,16 @@ class DataConfig(Settings):
     crop_ratio: tuple[float, float] = Field(
         (3 / 4, 4 / 3), description="aspect of the random crop [width/height]"
     )
+    resize: Literal["loader", "device"] = Field(
+        "loader",
+        description="what resizes crops to image_size: the loader's processes, or the training "
+        "device, to which crops of up to crop_room px are carried as decoded",
+    )
+    crop_room: Positive | None = Field(
+        None,
+        description="with resize=device, side of the square a crop is carried in; larger crops are "
+        "resized by the loader; null: 256/224 of image_size, at most twice of it [px]",
+    )
     max_pixels: Positive = Field(
         64_000_000, description="larger images are refused from their header, undecoded [px]"
     )
@@ -102,6 +112,12 @@ class DataConfig(Settings):
         low, high = self.crop_ratio
         if not 0 < low <= high:
             raise ValueError(f"crop_ratio {low, high} must satisfy 0 < low <= high")
+        least, most = self.image_size, 2 * self.image_size
+        if self.crop_room is not None and not least <= self.crop_room <= most:
+            raise ValueError(
+                f"crop_room={self.crop_room} must lie between image_size={least} and twice that, "
+                "beyond which bilinear resizing would alias"
+            )
         return self
 
 

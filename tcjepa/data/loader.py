@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.settings import ConfigError
 from tcjepa.data.batch import Batch, BatchBuilder, Task
 from tcjepa.data.config import DataConfig, worker_count
+from tcjepa.data.device_resize import carried_side
 from tcjepa.data.errors import DataError, WorkerDiedError
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.ledger import SubstitutionLedger
@@ -61,7 +62,7 @@ class Loader:
         shared = None
         if workers:
             most = workers * config.prefetch + _HELD
-            shared = SharedBatches(most, self._tasks.local_batch, config.image_size)
+            shared = SharedBatches(most, self._tasks.local_batch, carried_side(config))
         builder = BatchBuilder(self._index, config, self.plan.seed, shared)
         tasks = self._tasks.attended(prefetcher, shared)
         try:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tcjepa.config import TrainConfig
+from tcjepa.data.device_resize import resize_crops
 from tcjepa.data.loader import Batch
 from tcjepa.masks import Masks, sample_masks
 from tcjepa.model.jepa import normalise
@@ -132,13 +133,20 @@ class InputMaker:
         for start in range(0, local, size):
             part = slice(start, min(start + size, local))
             with torch.cuda.stream(self._stream):
-                images = normalise(self._sent(batch.images[part]))
+                images = self._images(batch, part)
                 text = self._encode(batch.captions[part])
                 own = Masks(masks.context[part], masks.targets[part]) if masks else None
                 labels = self._sent(self._labels.of(batch.rows[part])) if self._labels else None
                 inputs = Inputs(images, own, text, labels)
                 made = None if self._stream is None else self._stream.record_event()
             yield _Part(inputs, len(images) / local, made)
+
+    def _images(self, batch: Batch, part: slice) -> Tensor:
+        images = self._sent(batch.images[part])
+        if batch.crops is not None:
+            crops = self._sent(batch.crops[part])
+            images = resize_crops(images, crops, self._config.data.image_size)
+        return normalise(images)
 
     def _sample_masks(self, local: int, step: int) -> Masks:
         config, first = self._config, self._world.rank * local

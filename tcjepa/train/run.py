@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -271,10 +270,7 @@ class Run:
         local = self.config.train.batch // self.world.size
         held = list(self._make_loader(None, -(-count // local), SubstitutionLedger(None, 1.0)))
         kept = count - local * (len(held) - 1)
-        last = held[-1]
-        held[-1] = replace(
-            last, images=last.images[:kept], captions=last.captions[:kept], rows=last.rows[:kept]
-        )
+        held[-1] = held[-1].first(kept)
         return held
 
     def _held_inputs(self) -> Iterator[Inputs]:
