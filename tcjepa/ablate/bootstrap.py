@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tcjepa.ablate.intervals import Interval, fieller, has_zero, mean, percentile, student
+from tcjepa.ablate.intervals import Interval, fieller, mean, percentile, student
 from tcjepa.evaluate.tally import Tally, ratios
 
 REPLICATES: Final = 2000
@@ -143,13 +143,14 @@ class Share:
 
 
 def share(won: Combined, lost: Combined) -> Share:
-    """Return won / lost on the same seeds; undefined where 0 lies in the interval of `lost`.
+    """Return won / lost on the same seeds; undefined where the interval of `lost` reaches 0.
 
+    Also where all of it lies below: then nothing was lost, and what is worse would seem won back.
     Raises `ValueError` if they are of other seeds.
     """
     if won.seeds != lost.seeds:
         raise ValueError(f"seeds {won.seeds} won and seeds {lost.seeds} lost are no pairs")
-    if has_zero(lost.interval):
+    if lost.interval is None or lost.interval[0] <= 0:
         return Share(None, None, None, len(lost.seeds))
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = won.drawn / lost.drawn

@@ -5,6 +5,7 @@ The cluster must see the study's directory under the same path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.settings import ConfigError
@@ -38,10 +39,10 @@ class DaskWorkers:
         """How many more trials may start now: Dask queues what its workers cannot take yet."""
         return 1
 
-    def start(self, trial: Trial) -> None:
+    def start(self, trial: Trial, before: Callable[[], None]) -> None:
         """Begin a trial."""
         self._futures[trial] = self._client.submit(
-            run_here, trial, self._threads, resources=self._resources, pure=False, retries=0
+            run_here, trial, self._threads, before, resources=self._resources, pure=False, retries=0
         )
 
     def ended(self) -> list[tuple[Trial, str | None]]:
@@ -62,10 +63,10 @@ class DaskWorkers:
         self._client.close()
 
 
-def run_here(trial: Trial, threads: int) -> str | None:
+def run_here(trial: Trial, threads: int, before: Callable[[], None]) -> str | None:
     """Run a trial on this worker; return what went wrong, or None."""
     try:
-        process = start(trial, threads)
+        process = start(trial, threads, before)
     except TrialBusyError as error:
         return str(error)
     return None if process.wait() == 0 else last_lines(trial)

@@ -44,8 +44,8 @@ _LINE: Final = 0.11
 _NAME: Final = 36
 _COLUMNS: Final = 3
 _BARS: Final = (
-    "Thick bar: bootstrap's 95% interval; thin bar: Student's over seeds. Bars that reach a panel's "
-    "edge go on beyond it."
+    "Thick bar: bootstrap's 95% interval; thin bar: Student's over seeds. Bars that reach the edge "
+    "of a panel go on beyond it."
 )
 _LEVELS: Final = Style(BLACK, "", (0, (5, 2)))
 _RANDOM: Final = Style(GREY, "", ":")
@@ -80,7 +80,8 @@ def pictures(result: StudyResult) -> list[Picture]:
     """Return the figures that a study has something to show for."""
     measures = [m for m in result.measures if result.estimates.get(m.name)]
     layout = panels(result)
-    over = f"over {result.x}; large dots are means, small ones seeds, bars the bootstrap's 95% intervals"
+    dots = "large dots are means, small ones seeds, bars the bootstrap's 95% intervals"
+    over = f"over {result.x}; {dots}"
     found: list[Picture] = []
     if not layout or not is_numeric([x for curve in result.curves for x, _ in curve.points]):
         found.append(Picture("arms", f"All arms. {_BARS}", partial(_arms, result, measures)))

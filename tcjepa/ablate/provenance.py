@@ -7,7 +7,6 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,6 @@ _FILES: Final = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=1)
 def code_fingerprint() -> str:
     """Return 16 hex digits that change with any line of code that computes a result."""
     root = Path(__file__).parents[1]
@@ -62,10 +60,23 @@ def provenance(config: TrainConfig) -> dict[str, str]:
 
 
 def write(trial: Trial, found: dict[str, str]) -> None:
-    """Note the provenance of a trial that is about to run.
+    """Note the provenance of a trial that is started now; nobody else may be running it.
 
-    Raises `ConfigError` if it would go on from what other code or data began.
+    Raises `ConfigError` if the code is no longer that of `found`: each trial is a process that
+    imports it anew.
     """
+    now = code_fingerprint()
+    if now != found["code"]:
+        raise ConfigError(
+            f"the code changed while the study ran (from {found['code']} to {now}); restore it and "
+            "run the study again, which goes on, or run it from a clone that nobody edits"
+        )
+    path = Path(trial.folder) / PROVENANCE
+    path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def check_begun(trial: Trial, found: dict[str, str]) -> None:
+    """Raise `ConfigError` if a trial would go on from what other code or data began."""
     path = Path(trial.folder) / PROVENANCE
     if path.exists() and has_begun(trial):
         began = json.loads(path.read_text())
@@ -75,7 +86,6 @@ def write(trial: Trial, found: dict[str, str]) -> None:
                 f"{trial.folder} began with other {' and '.join(changed)}; restore it to go on, or "
                 "remove the folder to run the trial anew"
             )
-    path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def check_data(trial: Trial, found: dict[str, str]) -> None:
@@ -124,4 +134,12 @@ def _line(found: dict[str, Any]) -> str:
     return f"code {found.get('code', '?')}, data {found.get('data', '?')}; {versions}"
 
 
-__all__ = ["PROVENANCE", "check_same", "code_fingerprint", "provenance", "write"]
+__all__ = [
+    "PROVENANCE",
+    "check_begun",
+    "check_data",
+    "check_same",
+    "code_fingerprint",
+    "provenance",
+    "write",
+]

@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +15,8 @@ from pipeline.settings import ConfigError
 from tcjepa.ablate import kept
 from tcjepa.ablate.study import StudyConfig, Trial, trials_of
 from tcjepa.ablate.trial import is_finished, own_config
-from tcjepa.evaluate import agreement
+from tcjepa.config import TrainConfig
+from tcjepa.evaluate import agreement, grounding
 from tcjepa.evaluate.report import EvaluationResult, measures
 from tcjepa.evaluate.tally import TALLIES_FILE, Tally, from_bytes, images_in
 from tcjepa.evaluation import TRAINED, UNTRAINED
@@ -38,13 +41,27 @@ UNITLESS: Final = frozenset(
 )
 
 
+def is_of_text_path(name: str) -> bool:
+    """Return whether a measure is of the predictor and its text, besides the encoder."""
+    return name in _OF_TEXT_PATH
+
+
 def can_be_lost(name: str) -> bool:
     """Return whether more of a measure is better, so that noise can cost some of it.
 
     Rank and spread can rise for bad reasons, and prediction errors are of a loss that each arm has
     for itself.
     """
-    return name not in UNITLESS or name == agreement.GAIN
+    return name not in {*UNITLESS, grounding.CHANCE} or name == agreement.GAIN
+
+
+_OF_TEXT_PATH: Final = frozenset(
+    {
+        agreement.RIGHT, agreement.SWAPPED, agreement.NONE, agreement.GAIN,
+        grounding.POINTING, grounding.CHANCE, grounding.MIOU, grounding.OTHER,
+        grounding.SPECIFICITY,
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class Outcome:
 
     `training` holds the last readings of the training log that `TRAINING` names; `minutes` and
     `hardware` are None where the evaluation does not say. Trials with the same `encoder` have the
-    same random twin per seed.
+    same random twin per seed; in what is of the text path too only if `text_path` is the same.
     """
 
     trial: Trial
@@ -63,6 +80,12 @@ class Outcome:
     minutes: float | None = None
     hardware: str | None = None
     encoder: str = ""
+    text_path: str = ""
+
+    @property
+    def has_text(self) -> bool:
+        """Whether anything of a text path was measured."""
+        return any(map(is_of_text_path, self.random))
 
 
 def outcomes(study: StudyConfig) -> list[Outcome]:
@@ -121,11 +144,15 @@ def _outcome(trial: Trial) -> Outcome:
         _last_readings(Path(trial.folder)) | kept.read(Path(trial.folder)),
         rows.get("minutes"),
         rows.get("hardware"),
-        json.dumps(
-            [config.model.encoder, config.model.encoder_kwargs, config.model.init_std],
-            sort_keys=True,
-        ),
+        _named(config, "model.encoder", "model.encoder_kwargs", "model.init_std"),
+        _named(config, "model.text", "model.predictor", "text"),
     )
+
+
+def _named(config: TrainConfig, *keys: str) -> str:
+    """Return a name that two configs share if they have the same values of some keys."""
+    content = config.model_dump(mode="json")
+    return json.dumps([reduce(getitem, key.split("."), content) for key in keys], sort_keys=True)
 
 
 def _last_readings(folder: Path) -> dict[str, float]:
@@ -164,6 +191,7 @@ __all__ = [
     "Outcome",
     "can_be_lost",
     "images",
+    "is_of_text_path",
     "measure_names",
     "outcomes",
     "scale",

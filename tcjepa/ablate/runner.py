@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -30,8 +31,8 @@ class Place(Protocol):
     def room(self) -> int:
         """How many more trials may start now."""
 
-    def start(self, trial: Trial) -> None:
-        """Begin a trial."""
+    def start(self, trial: Trial, before: Callable[[], None]) -> None:
+        """Begin a trial; `before` is called once its folder is ours."""
 
     def ended(self) -> list[tuple[Trial, str | None]]:
         """Return the trials that ended since the last call, with what went wrong or None."""
@@ -55,20 +56,21 @@ def run_trials(
     configs = {trial: write_config(study, trial, base) for trial in trials}
     waiting = [trial for trial in trials if not is_finished(trial)]
     by_shards: dict[tuple[str, str | None], dict[str, str]] = {}
-    shares = kept.KeptShares()
+    shares, begin = kept.KeptShares(), dict[Trial, Callable[[], None]]()
     for trial in trials:
         config = configs[trial]
         shards = (config.data.shards, config.evaluate.shards)
         if shards not in by_shards:
             by_shards[shards] = provenance.provenance(config)
         if trial in waiting:
-            provenance.write(trial, by_shards[shards])
+            provenance.check_begun(trial, by_shards[shards])
+            begin[trial] = partial(provenance.write, trial, by_shards[shards])
             kept.write(trial, shares.of(config))
         else:
             provenance.check_data(trial, by_shards[shards])
     place = _place(study)
     try:
-        return _run(place, trials, waiting, say)
+        return _run(place, trials, begin, say)
     finally:
         place.stop()
 
@@ -86,7 +88,10 @@ def chosen(study: StudyConfig, part: tuple[int, int] | None) -> list[Trial]:
     return trials_of(study)[number - 1 :: count]
 
 
-def _run(place: Place, trials: list[Trial], waiting: list[Trial], say: Say) -> list[Trial]:
+def _run(
+    place: Place, trials: list[Trial], begin: dict[Trial, Callable[[], None]], say: Say
+) -> list[Trial]:
+    waiting = list(begin)
     tried: dict[Trial, int] = {}
     failed: list[Trial] = []
     with Progress("study", len(trials), "runs", every=60) as progress:
@@ -95,7 +100,7 @@ def _run(place: Place, trials: list[Trial], waiting: list[Trial], say: Say) -> l
             while waiting and place.room:
                 trial = waiting.pop(0)
                 tried[trial] = tried.get(trial, 0) + 1
-                place.start(trial)
+                place.start(trial, begin[trial])
             time.sleep(_POLL_SECONDS)
             for trial, problem in place.ended():
                 name = f"{trial.arm.name}, seed {trial.seed}"
@@ -136,11 +141,11 @@ class Processes:
         """How many more trials may start now."""
         return self._most - len(self._running)
 
-    def start(self, trial: Trial) -> None:
+    def start(self, trial: Trial, before: Callable[[], None]) -> None:
         """Begin a trial."""
         gpu = gpus.least_used(self._gpus, (self._gpu_of[other] for other in self._running))
         try:
-            self._running[trial] = start(trial, self._threads, gpu)
+            self._running[trial] = start(trial, self._threads, before, gpu)
             self._gpu_of[trial] = gpu
         except TrialBusyError as error:
             self._refused.append((trial, str(error)))

@@ -95,7 +95,7 @@ def recovery_table(result: StudyResult, record: RecoveryRecord) -> Table:
         f"Share of the loss from “{record.clean}” to “{record.noisy}” that each arm has back: "
         "(arm − noisy) / (clean − noisy), 100% is all of it, below 0 is worse than doing nothing. "
         "Brackets: bootstrap; t: Fieller's interval over seeds. Undefined where the bootstrap "
-        "interval of the loss includes 0: then there is no loss to win back."
+        "interval of the loss reaches 0 or lies below: then there is no loss to win back."
     )
     return Table(
         f"Won back: {record.name}",

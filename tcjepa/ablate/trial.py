@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -82,11 +83,14 @@ def own_config(trial: Trial) -> TrainConfig:
     return load(TrainConfig, Path(trial.folder) / _CONFIG)
 
 
-def start(trial: Trial, threads: int, gpu: str | None = None) -> subprocess.Popen[bytes]:
+def start(
+    trial: Trial, threads: int, before: Callable[[], None], gpu: str | None = None
+) -> subprocess.Popen[bytes]:
     """Start a trial; it holds its folder's lock until it ends, however it ends.
 
-    It sees no GPU but `gpu`, as `CUDA_VISIBLE_DEVICES` names it; None leaves that to the caller's.
-    Raises `TrialBusyError` if another process has it: two writers would spoil each other's log.
+    `before` is called once the folder is ours. The trial sees no GPU but `gpu`, as
+    `CUDA_VISIBLE_DEVICES` names it; None leaves that to the caller's. Raises `TrialBusyError` if
+    another process has it: two writers would spoil each other's log.
     """
     folder = Path(trial.folder)
     command = [sys.executable, "-m", "tcjepa", "pretrain", str(folder / _CONFIG)]
@@ -98,6 +102,7 @@ def start(trial: Trial, threads: int, gpu: str | None = None) -> subprocess.Pope
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TrialBusyError(f"{trial.folder} is being run by another process") from error
+        before()
         return subprocess.Popen(
             [*command, f"train.threads={threads}"],
             stdout=log,

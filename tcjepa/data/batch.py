@@ -216,7 +216,15 @@ class BatchBuilder:
         numbers = choose(captions, self.config, self.seed, epoch, uid)
         if not self.noise.active:
             return [captions[n]["text"] for n in numbers]
-        return [self.noise.text(row, uid, n, captions, self._captions_of) for n in numbers]
+        return [self._noisy(row, uid, n, captions) for n in numbers]
+
+    def _noisy(self, row: int, uid: str, number: int, captions: Sequence[Caption]) -> str:
+        try:
+            return self.noise.text(row, uid, number, captions, self._captions_of)
+        except SampleError:
+            # The image that was to lend a caption cannot be read, which the ledger says when its
+            # own turn comes. This one is sound, and is trained on in every arm of a study.
+            return captions[number]["text"]
 
     def _captions_of(self, row: int) -> Sequence[Caption]:
         return self.reader.sample(row)["captions"]

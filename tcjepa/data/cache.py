@@ -79,16 +79,20 @@ class ShardCache:
         A server that ignores ranges makes us fetch the shard after all. Raises as `fetch` does.
         """
         path = self.cached(shard)
-        if path is None:
+        while True:
+            if path is None:
+                try:
+                    return self.remote.read_range(shard, start, end)
+                except RangesIgnoredError:
+                    path = self.fetch(shard)
+                except FileNotFoundError as error:
+                    raise self._missing(shard) from error
             try:
-                return self.remote.read_range(shard, start, end)
-            except RangesIgnoredError:
-                path = self.fetch(shard)
-            except FileNotFoundError as error:
-                raise self._missing(shard) from error
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(end - start)
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(end - start)
+            except FileNotFoundError:  # evicted since
+                path = None
 
     def _download(self, shard: str, path: Path) -> None:
         try:

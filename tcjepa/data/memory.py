@@ -101,8 +101,9 @@ class SharedBatches:
     def __init__(self, most: int, count: int, size: int) -> None:
         self.key = next(_KEYS)
         _MADE_HERE[self.key] = self
-        self._shared = [_shared((count, size, size, 3)) for _ in range(most)]
-        self._arrays: list[Pixels] = [tensor.numpy() for tensor in self._shared]
+        # In one piece: each would take a descriptor, and no more than 253 can be sent at a time.
+        self._shared = _shared((most, count, size, size, 3))
+        self._arrays: list[Pixels] = list(self._shared.numpy())
         self._on_its_way = [False] * most
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,8 +6,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import numpy as np
-
 from pipeline.settings import ConfigError
 from tcjepa.data.config import DataConfig
 from tcjepa.data.index import ShardIndex
@@ -67,7 +65,13 @@ def _check_room(index: ShardIndex, config: DataConfig) -> None:
 
     It would evict shards that are about to be read again, and fetch each of them many times.
     """
-    needed = int(np.sort(index.shard_ends)[-2 * config.window :].sum())
+    known = index.expected()
+    # Whole files are fetched, of which the selected rows may be the first few.
+    sizes = [
+        max(end, (known[name].size or 0) if name in known else 0)
+        for name, end in zip(index.shards, index.shard_ends.tolist(), strict=True)
+    ]
+    needed = sum(sorted(sizes)[-2 * config.window :])
     if needed > config.cache_bytes:
         raise ConfigError(
             f"data.cache_bytes = {config.cache_bytes:,} cannot hold two windows of {config.window} "

@@ -113,12 +113,21 @@ class ShardReader:
     def _descriptor(self, shard: str) -> int:
         descriptor = self._descriptors.get(shard)
         if descriptor is None:
+            self._close_evicted()
             descriptor = self._open(shard)
             if len(self._descriptors) >= _DESCRIPTORS:
                 os.close(self._descriptors.popitem(last=False)[1])
             self._descriptors[shard] = descriptor
         self._descriptors.move_to_end(shard)
         return descriptor
+
+    def _close_evicted(self) -> None:
+        """Close what the cache has dropped: until then the system keeps its bytes on the disk."""
+        if self.cache is None:
+            return
+        for shard, descriptor in list(self._descriptors.items()):
+            if os.fstat(descriptor).st_nlink == 0:
+                os.close(self._descriptors.pop(shard))
 
     def _open(self, shard: str) -> int:
         if self.cache is None:

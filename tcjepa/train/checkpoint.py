@@ -254,7 +254,8 @@ def set_aside(run: Directory, written: tuple[str, ...]) -> str | None:
     present = [root / name for name in written if (root / name).exists()]
     if not present:
         return None
-    name = f"replaced-{len(list(root.glob('replaced-*'))):03d}"
+    taken = [int(path.name.removeprefix("replaced-")) for path in root.glob("replaced-[0-9]*")]
+    name = f"replaced-{max(taken, default=-1) + 1:03d}"
     (root / name).mkdir()
     for path in present:
         path.replace(root / name / path.name)

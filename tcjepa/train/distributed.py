@@ -113,6 +113,14 @@ def any_rank(flags: Sequence[bool], world: World) -> list[bool]:
     return [vote > 0 for vote in votes.tolist()]
 
 
+def largest(value: float, world: World) -> float:
+    """Return the largest of the ranks' numbers; every rank must call it."""
+    found = torch.tensor(value, dtype=torch.float64, device=world.device)
+    if world.size > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return float(found)
+
+
 def wait(world: World) -> None:
     """Wait until every rank is here."""
     if world.size > 1:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ from tcjepa.train.log import Record
 from tcjepa.train.run import Run
 from tcjepa.train.signals import Interrupts
 from tcjepa.train.trace import Traced
+
+#: How long several ranks may train without asking each other whether to stop [s]. A signal reaches
+#: them at different steps, and torchrun kills 30 s after it asks.
+_ASK_SECONDS: Final = 5.0
 
 
 class Ending(Enum):
@@ -48,6 +53,7 @@ def train(run: Run) -> Ending:
     """
     config, steps = run.config.train, run.schedule.steps
     window, saved, ending = Window(), time.monotonic(), Ending.FINISHED
+    asks_every = 1  # steps; a later guess is of the time that they take
     with run, Interrupts() as signals, _progress(run) as progress:
         progress.skip(run.step)
         for batch in window.timed(run.batches()):
@@ -57,9 +63,13 @@ def train(run: Run) -> Ending:
             last = run.step == steps
             due = monitors.due(config, run.step, last)
             by_steps = run.step % (config.checkpoint_every_steps or steps) == 0
-            stop_now = signals.requested and run.world.size == 1
+            stop_now = (
+                run.step % asks_every == 0
+                and distributed.any_rank([signals.requested], run.world)[0]
+            )
             if not (last or due or by_steps or stop_now or run.step % config.log_every == 0):
                 continue
+            asks_every = _steps_within(_ASK_SECONDS, window, run)
             loss = window.flush(run, due)
             run.check_saves()
             progress.advance(0, note=f"loss {loss:.4g}")
@@ -80,6 +90,14 @@ def train(run: Run) -> Ending:
                 ending = Ending.INTERRUPTED if stopping else Ending.OUT_OF_TIME
                 break
     return ending
+
+
+def _steps_within(seconds: float, window: Window, run: Run) -> int:
+    """Return how many steps the slowest rank does in a time, at least 1; the same on all ranks."""
+    if run.world.size == 1:
+        return 1
+    spent = (time.monotonic() - window.started) / len(window.steps)
+    return max(1, int(seconds / distributed.largest(spent, run.world)))
 
 
 def _progress(run: Run) -> Progress:

@@ -137,6 +137,10 @@ def test_recovery_of_clean_is_all_of_noisy_nothing_and_of_no_loss_undefined() ->
     assert nothing is not None
     assert share(nothing, lost).value == 0
     assert share(lost, nothing).value is None
+    gained = combine([(1, "noisy"), (-1, "clean")], arms)
+    assert gained is not None and gained.interval is not None and gained.interval[1] < 0
+    worse = share(gained, gained)  # noise did good, and an arm undid it: that wins nothing back
+    assert (worse.value, worse.interval, worse.student) == (None, None, None)
 
 
 def test_arms_are_paired_by_the_seeds_they_share() -> None:

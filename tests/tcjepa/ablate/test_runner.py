@@ -124,6 +124,23 @@ def test_an_unfinished_run_of_other_code_is_not_continued(world: Path) -> None:
         run_trials(made, world / "base.yaml", print)
 
 
+def test_code_that_changes_while_a_study_runs_ends_it(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run is a process that imports the code as it then is."""
+    made = study(world, **ONE_ARM)
+    trial = trials_of(made)[0]
+    found = {"code": provenance.code_fingerprint(), "data": "d"}
+    Path(trial.folder).mkdir(parents=True)
+    provenance.write(trial, found)
+    monkeypatch.setattr(provenance, "code_fingerprint", lambda: "0" * 16)
+    with pytest.raises(
+        ConfigError, match=r"the code changed while the study ran \(from .* to 0000"
+    ):
+        provenance.write(trial, found)
+    assert json.loads((Path(trial.folder) / provenance.PROVENANCE).read_text()) == found
+
+
 ONE_ARM = {"axes": {"data.noise.rate": [0.0]}, "references": {}}
 
 
@@ -156,9 +173,9 @@ time.sleep(600)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
         with pytest.raises(TrialBusyError, match="another process"):
-            start(trial, 1)
+            start(trial, 1, lambda: pytest.fail("the folder was touched"))
         place = Processes(made)
-        place.start(trial)
+        place.start(trial, lambda: pytest.fail("the folder was touched"))
         assert [problem for _, problem in place.ended()] == [
             f"{folder} is being run by another process"
         ]
@@ -187,7 +204,7 @@ def test_each_run_sees_one_gpu(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
     seen = []
     try:
         for trial in trials_of(made):
-            place.start(trial)
+            place.start(trial, lambda: None)
             pid = place._running[trial].pid
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             seen += [item for item in environment if item.startswith(gpus.VARIABLE.encode())]

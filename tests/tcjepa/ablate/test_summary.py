@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tcjepa.ablate.measurements import random_arms
 from tcjepa.ablate.portable import portable
 from tcjepa.ablate.results import UNITLESS, can_be_lost, outcomes
 from tcjepa.ablate.schema import StudyResult
 from tcjepa.ablate.study import StudyConfig, Trial, trials_of
 from tcjepa.ablate.summary import summarise
-from tcjepa.evaluate import agreement
+from tcjepa.evaluate import agreement, grounding
 from tcjepa.evaluate.tally import TALLIES_FILE
 from tests.tcjepa.ablate.pretended import RANDOM_LEVEL, finish, pretend
 from tests.tcjepa.ablate.test_study import TINY, study
@@ -100,9 +102,24 @@ def test_recovery_is_a_share_of_the_loss_and_undefined_without_one(result: Study
     assert all(e.value is None for e in nothing.shares["rate 0.5"].values())
 
 
+def test_untrained_text_paths_stand_for_themselves_only(world: Path) -> None:
+    """Arms with one encoder share its untrained twin, but not what other predictors made of it."""
+    made = [
+        replace(outcome, random={**outcome.random, agreement.GAIN: 0.1}, text_path=path)
+        for outcome, path in zip(outcomes(opened(world))[:2], ("one", "other"), strict=True)
+    ]
+    (alone,) = random_arms(made[:1]).values()
+    (together,) = random_arms(made).values()
+    assert alone.keys() - together.keys() == {agreement.GAIN}
+    without = replace(made[1], random=dict(outcomes(opened(world))[1].random))
+    (beside,) = random_arms([made[0], without]).values()
+    assert beside.keys() == alone.keys()
+
+
 def test_what_can_be_lost() -> None:
-    lost = ["linear colour", "mIoU", "pointing game", agreement.GAIN]
-    assert [name for name in [*lost, *sorted(UNITLESS)] if can_be_lost(name)] == [*lost, lost[-1]]
+    lost = ["linear colour", "mIoU", grounding.POINTING, agreement.GAIN]
+    others = sorted({grounding.CHANCE, *UNITLESS} - {agreement.GAIN})
+    assert [name for name in [*lost, *others] if can_be_lost(name)] == lost
 
 
 def test_slope_is_the_change_per_unit_of_x(result: StudyResult) -> None:

@@ -1,5 +1,7 @@
 """Remote shards over real loopback servers, HTTP and S3, in real processes."""
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from tcjepa.data.reader import ShardReader
 from tcjepa.data.staging import sweep
 from tcjepa.noise import NoiseConfig
 from tests.tcjepa.data.stores import Store, s3_bucket
-from tests.tcjepa.shards import write_shards
+from tests.tcjepa.shards import caption, write_shards
 
 ROOM = 10**9
 
@@ -102,6 +104,37 @@ def test_least_recently_used_goes_first(store: Store, tmp_path: Path) -> None:
     assert cache.cached(a) is None
     assert descriptor.image_and_sample(0) == first  # evicted, yet open files stay readable
     assert descriptor.image_and_sample(1)
+
+
+def test_evicted_shards_leave_the_disk(store: Store, tmp_path: Path) -> None:
+    """The system keeps what is open: a reader lets go of it when it opens the next one."""
+    index = ShardIndex.open(config_of(store, tmp_path))
+    size = (tmp_path / "shards" / index.shards[0]).stat().st_size
+    reader = ShardReader(index, int(2.5 * size))
+    deleted = []
+    for row in range(len(index)):
+        reader.image_and_sample(row)
+        links = [os.fstat(descriptor).st_nlink for descriptor in reader._descriptors.values()]
+        deleted.append(links.count(0))
+    assert len(index.shards) == 4 and max(deleted) <= 1
+
+
+def test_a_shard_that_is_evicted_while_it_is_looked_up_is_read_from_afar(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = ShardIndex.open(config_of(store, tmp_path))
+    cache = cache_of(index)
+    shard = index.shards[1]
+    path = cache.fetch(shard)
+    expected = path.read_bytes()[100:300]
+
+    def evicted(name: str) -> Path:
+        assert name == shard
+        path.unlink()
+        return path
+
+    monkeypatch.setattr(cache, "cached", evicted)
+    assert cache.read_range(shard, 100, 300) == expected
 
 
 def test_room_is_made_before_a_fetch(store: Store, tmp_path: Path) -> None:
@@ -208,6 +241,28 @@ def test_cache_too_small_for_two_windows_is_refused(store: Store, tmp_path: Path
     loader = make_loader(ShardIndex.open(config), config, seed=0, global_batch=4, steps=1)
     with pytest.raises(ConfigError, match=r"data.cache_bytes = 1,000 cannot hold two windows"):
         next(iter(loader))
+
+
+def test_shards_of_which_little_is_selected_take_their_whole_room(
+    store: Store, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "shards")
+    write_shards(
+        tmp_path / "shards", 64, shard_size=16,
+        captions=lambda n: [caption("a dog")] * (2 if n % 16 == 0 else 1),
+    )  # fmt: skip
+    config = config_of(store, tmp_path, filter="n_captions >= 2", window=2)
+    index = ShardIndex.open(config)
+    sizes = [(tmp_path / "shards" / shard).stat().st_size for shard in index.shards]
+    assert len(sizes) == 4 and index.shard_ends.sum() < sum(sizes) / 2
+    for room, fits in ((sum(sizes), True), (sum(sizes) - 1, False)):
+        own = config.model_copy(update={"cache_bytes": room})
+        batches = iter(make_loader(index, own, seed=0, global_batch=1, steps=1))
+        if fits:
+            next(batches)
+        else:
+            with pytest.raises(ConfigError, match="cannot hold two windows"):
+                next(batches)
 
 
 def test_missing_remote_index(store: Store, tmp_path: Path) -> None:

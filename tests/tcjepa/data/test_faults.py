@@ -32,6 +32,7 @@ from tcjepa.data.errors import (
 from tcjepa.data.index import Entry, ShardIndex
 from tcjepa.data.ledger import SubstitutionLedger
 from tcjepa.data.loader import make_loader
+from tcjepa.noise import NoiseConfig
 from tests.tcjepa.shards import image, write_shards
 
 N, G, STEPS = 24, 4, 12
@@ -321,3 +322,27 @@ def _lives(pid: int) -> bool:
 
 def _loader_processes() -> list[int]:
     return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+
+
+def test_an_unreadable_lender_of_a_caption_costs_no_sound_image(
+    shards: Path, tmp_path: Path
+) -> None:
+    """The image keeps its caption; the lender is replaced where it stands itself."""
+    config = config_of(tmp_path, noise=NoiseConfig(kind="derangement", rate=1.0))
+    sound = batches(config)
+    entry = ShardIndex.open(config).entry(ROW)
+    path = shards / entry.shard
+    data = bytearray(path.read_bytes())
+    flip_json(data, entry)
+    path.write_bytes(data)
+    kept = 0
+    for own, other in zip(batches(config), sound, strict=True):
+        for place, row in enumerate(other.rows.tolist()):
+            if row == ROW:
+                assert own.rows[place] != ROW
+                assert entry.uid in [uid for uid, _ in own.replaced]
+                continue
+            assert own.rows[place] == row and torch.equal(own.images[place], other.images[place])
+            kept += own.captions[place] != other.captions[place]
+        assert {uid for uid, _ in own.replaced} <= {entry.uid}
+    assert kept > 0

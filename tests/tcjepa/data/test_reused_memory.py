@@ -100,7 +100,7 @@ def test_batches_kept_equal_batches_looked_at_one_by_one(tmp_path: Path) -> None
 
 def written(shared: SharedBatches, numbers: list[int]) -> None:
     for number in numbers:
-        shared[number].fill_(number + 1)
+        shared[number].fill_((number + 1) % 256)
 
 
 def test_a_worker_writes_where_the_trainer_reads() -> None:
@@ -120,6 +120,17 @@ def test_a_worker_writes_where_the_trainer_reads() -> None:
     assert view.min() == view.max() == 2
     del view
     assert shared.take() == 1
+
+
+def test_any_number_of_batches_reaches_a_worker() -> None:
+    """A process can be sent some 250 descriptors at a time."""
+    shared = SharedBatches(most=300, count=1, size=2)
+    worker = worker_context().Process(target=written, args=(shared, [0, 299]))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    assert shared[0].unique().tolist() == [1] and shared[299].unique().tolist() == [300 % 256]
+    assert shared[1].max() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -1,5 +1,6 @@
 """Checkpoints: atomic, verified, retained, loadable without pickle."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,7 @@ def test_setting_aside_keeps_the_earlier_run(tmp_path: Path):
     assert (tmp_path / "shards").exists()
     assert checkpoint.latest(run, print) is None
     assert checkpoint.set_aside(run, ("checkpoints", "log.jsonl")) is None
+    for name in ("replaced-001", "replaced-002"):
+        (tmp_path / "log.jsonl").write_text("")
+        assert checkpoint.set_aside(run, ("log.jsonl",)) == name
+        shutil.rmtree(tmp_path / "replaced-000", ignore_errors=True)

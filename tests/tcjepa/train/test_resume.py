@@ -164,12 +164,36 @@ def test_ranks_that_die_go_on(undisturbed: tuple[Path, Path], own: str) -> None:
     assert_same_training(run, expected)
 
 
-def ranks_of(process: subprocess.Popen[str]) -> list[Any]:
+def test_ranks_stop_long_before_they_would_log(tmp_path: Path) -> None:
+    """A scheduler's patience, 30 s of torchrun's, is no matter of `log_every`."""
+    config = write_config(
+        tmp_path, steps=10**6, log_every=10**6, checkpoint_every_minutes=1000, trace=True
+    )
+    process = start("pretrain", config, ranks=2)
+    wait_until(lambda: len(ranks_of(process, None)) == 2, process)
+    ranks = ranks_of(process)
+    for rank in ranks:
+        wait_until(lambda rank=rank: catches(rank.pid, signal.SIGTERM), process)
+    ranks[1].send_signal(signal.SIGTERM)  # one is enough: it tells the other
+    _, said = finish(process)
+    done = int(read(tmp_path / "run")[-1]["step"] or 0) + 1
+    assert list((tmp_path / "run").glob(f"checkpoints/step-{done:08d}.json")), said
+    assert f"after step {done} of 1000000" in said
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler of its own for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def ranks_of(process: subprocess.Popen[str], expected: int | None = 2) -> list[Any]:
     """Return the processes of torchrun's two ranks, without their loader workers."""
     psutil = pytest.importorskip("psutil")
     found = psutil.Process(process.pid).children(recursive=True)
     ranks = [child for child in found if "pretrain" in child.cmdline()]
-    assert len(ranks) == 2
+    assert expected is None or len(ranks) == expected
     return ranks
 
 
