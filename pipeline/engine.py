@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -81,6 +82,7 @@ class Engine:
         self.run = run
         self.config = config
         self.failures: dict[str, tuple[str, str]] = {}
+        self._name = hashlib.sha256(run.url.encode()).hexdigest()[:8]
         self._stack = ExitStack()
         self._client: Any = None
         self._events: list[str] = []
@@ -155,7 +157,8 @@ class Engine:
                 Task(self.run, job.stage, job.fingerprint),
                 job.arguments,
                 [flight.futures[key] for key in job.after if key in flight.futures],
-                key=f"{job.key}-{job.fingerprint[:12]}",
+                # Another run may work on the same cluster: equal keys would be one task.
+                key=f"{job.key}-{job.fingerprint[:12]}-{self._name}",
                 resources=job.resources or None,
                 retries=self.config.retries,
                 pure=False,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import platform
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -95,8 +97,23 @@ def _acquire(run: Directory, token: str) -> None:
 
 
 def _beat(run: Directory, token: str, done: threading.Event) -> None:
+    """Say again and again that this process is at work; stop it if another has taken over."""
     while not done.wait(BEAT_S):
-        run.write_bytes(LOCK, _body(token))
+        try:
+            holder = _holder(run).get("token", token)
+            if holder == token:
+                run.write_bytes(LOCK, _body(token))
+        except OSError as error:  # the next beat may come through
+            print(f"{LOCK} could not be renewed: {error!r}", file=sys.stderr)
+            continue
+        if holder != token:
+            print(
+                f"another process took over {run.url}, of which this one gave no sign for "
+                f"{STALE_S:.0f} s; it stops",
+                file=sys.stderr,
+            )
+            _thread.interrupt_main()
+            return
 
 
 def _holder(run: Directory) -> dict[str, Any]:

@@ -146,6 +146,11 @@ class _Run:
         """With `download.retry: transient`, have parts with transient failures fetched again."""
         if self.config.download.retry is None:
             return parts
+        if self.source.in_place:
+            raise ConfigError(
+                "download.retry: the images of this source are read where they lie, and none is "
+                "fetched that could be fetched again; leave it out"
+            )
         marks = Fingerprints(self.config, parts)
         done = [p for p in parts if is_done(self.run, "download", p.name, marks.download(p))]
         return retry_transient(self.run, parts, {part.name for part in done})
@@ -200,6 +205,7 @@ class _Run:
     def _score_jobs(self, parts: list[Part], marks: Fingerprints) -> Iterator[Job]:
         names = [part.name for part in parts]
         settings = (self.config.score, self.config.embed)
+        self._begin_anew("fit", marks.fit)
         resources = score.resources(*settings)
         yield Job("fit", ALL, marks.fit, fit.fit, (names, *settings), resources=resources)
         for part in parts:
@@ -210,18 +216,29 @@ class _Run:
 
     def _pack(self, marks: Fingerprints) -> None:
         shards = shuffle.planned(self.run)
-        _forget_missing(self.run, [shard.name for shard in shards])
+        names = [shard.name for shard in shards]
+        pack.drop_unplanned(self.run, names)
+        _forget_missing(self.run, names)
         jobs = [
             Job("pack", shard.name, marks.pack(shard), pack.pack, (shard.name,)) for shard in shards
         ]
         self.engine.execute("shards", jobs)
-        self._stop_if_failed([shard.name for shard in shards])
+        self._stop_if_failed(names)
 
     def _once(
         self, stage: str, mark: str, function: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> None:
+        self._begin_anew(stage, mark)
         self.engine.execute(stage, [Job(stage, ALL, mark, function, arguments)])
         self._stop_if_failed([ALL])
+
+    def _begin_anew(self, stage: str, mark: str) -> None:
+        """Take away the mark of a stage that will overwrite its tables one after another.
+
+        Killed on the way, tables of two configs would lie under the mark of the first.
+        """
+        if not is_done(self.run, stage, ALL, mark):
+            tables_of(self.run, stage).remove(f"{ALL}.parquet")
 
     def _sound(self, parts: list[Part]) -> list[Part]:
         failures = self.engine.failures

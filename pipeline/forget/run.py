@@ -10,14 +10,16 @@ import pyarrow as pa
 
 from pipeline.config import PipelineConfig
 from pipeline.fingerprints import Fingerprints
-from pipeline.forget.listing import record
+from pipeline.forget.listing import forgotten_uids, record
 from pipeline.forget.shards import cut_plan, pack_again
 from pipeline.forget.tables import (
     blank_download,
     copies_of,
+    drop_elsewhere,
     drop_references,
     drop_rows,
     parts_of,
+    present,
     rows_with,
 )
 from pipeline.forget.tars import blank_raw
@@ -61,11 +63,15 @@ def forget(url: str, uids: Collection[str]) -> Forgotten:
     with locked(run):
         state = _State(run)
         state.check()
-        wanted = copies_of(run, uids)
+        before = set(forgotten_uids(run))
+        # With what an earlier call was to take out: if it was killed, some of it may still be here,
+        # and what tied a copy to its image may not.
+        everything = copies_of(run, {*uids, *before}) | before
+        wanted = copies_of(run, uids) | (everything - before) | present(run, before)
         # First of all: whatever happens now, no later run brings them back.
-        record(run, wanted)
-        rows, outside = _forget_in_parts(run, wanted)
-        shards = _forget_in_shards(state, wanted)
+        record(run, everything)
+        rows, outside = _forget_in_parts(run, everything)
+        shards = _forget_in_shards(state, everything)
     return Forgotten(sorted(wanted), rows, shards, outside)
 
 
@@ -81,7 +87,16 @@ def _forget_in_parts(run: Directory, uids: set[str]) -> tuple[int, list[str]]:
         drop_rows(run, part, gone)
         # Last: it says where the images lie, so a kill before leaves what is needed to go on.
         blank_download(run, part, gone)
+    drop_elsewhere(run, gone)
     return count, sorted(outside)
+
+
+def _chosen(run: Directory) -> set[str]:
+    """Return the parts that the shards were made of; tables of others are of earlier runs."""
+    tables = tables_of(run, "choose")
+    if not tables.exists(f"{ALL}.parquet"):
+        return set()
+    return set(tables.read_table(f"{ALL}.parquet", ["part"])["part"].to_pylist())
 
 
 class _State:
@@ -91,8 +106,7 @@ class _State:
         self.run = run
         self.config = load_text(PipelineConfig, run.read_bytes(CONFIG).decode(), where=CONFIG)
         self.parts = with_generations(run, listed(run))
-        chosen = set(tables_of(run, "choose").names("*.parquet"))
-        self.sound = [part for part in self.parts if f"{part.name}.parquet" in chosen]
+        self.sound = [part for part in self.parts if part.name in _chosen(run)]
         self.marks = Fingerprints(self.config, self.sound)
 
     def check(self) -> None:

@@ -34,6 +34,7 @@ def cut_plan(run: Directory, uids: Collection[str]) -> None:
 def pack_again(run: Directory, marks: Fingerprints) -> int:
     """Pack every shard whose plan has changed; return how many those are."""
     packed = 0
+    pack.drop_unplanned(run, {shard.name for shard in planned(run)})
     for shard in planned(run):
         mark = marks.pack(shard)
         if not is_done(run, "pack", shard.name, mark):

@@ -27,9 +27,9 @@ def copies_of(run: Directory, uids: Collection[str]) -> set[str]:
     """
     pairs: list[tuple[str, str]] = []
     for name in tables_of(run, "select").names("[0-9]*.parquet"):
-        table = tables_of(run, "select").read_table(name, ["uid", "reason", "representative"])
-        near = table.filter(pc.fill_null(pc.equal(table["reason"], "near_duplicate"), False))
-        pairs += zip(near["uid"].to_pylist(), near["representative"].to_pylist(), strict=True)
+        table = tables_of(run, "select").read_table(name, ["uid", "pooled_by"])
+        near = table.filter(pc.is_valid(table["pooled_by"]))
+        pairs += zip(near["uid"].to_pylist(), near["pooled_by"].to_pylist(), strict=True)
     leaders = set(uids) | {leader for uid, leader in pairs if uid in set(uids)}
     return leaders | {uid for uid, leader in pairs if leader in leaders}
 
@@ -92,7 +92,7 @@ def _drop(run: Directory, stage: str, name: str, uids: pa.Array) -> None:
 
 def _lost_captions(selected: pa.Table, uids: pa.Array) -> pa.Table | None:
     """Mark captions that were pooled into a forgotten image; None if there are none."""
-    followers = pc.is_in(selected["representative"], value_set=uids)
+    followers = pc.is_in(selected["pooled_by"], value_set=uids)
     if not pc.any(followers).as_py():
         return None
     lists = [
@@ -129,14 +129,38 @@ def parts_of(run: Directory, uids: pa.Array) -> list[str]:
         holds = _mentions(run, "download", part, "uid", uids)
         # A forget that was killed has blanked the download table first.
         holds = holds or _mentions(run, "select", part, "uid", uids)
-        if holds or _mentions(run, "select", part, "representative", uids):
+        if holds or _mentions(run, "select", part, "pooled_by", uids):
             found.append(part)
     return found
+
+
+def present(run: Directory, uids: Collection[str]) -> set[str]:
+    """Return those of the images that some part's tables still have a row of."""
+    wanted = pa.array(sorted(uids), pa.string())
+    found: set[str] = set()
+    for stage in ("download", "select"):
+        for name in tables_of(run, stage).names("[0-9]*.parquet"):
+            column = tables_of(run, stage).read_table(name, ["uid"])["uid"]
+            found.update(column.filter(pc.is_in(column, value_set=wanted)).to_pylist())
+    return found
+
+
+def drop_elsewhere(run: Directory, uids: pa.Array) -> None:
+    """Drop the images' rows from tables of other parts: of captions and embeddings from before the
+    rows were cut anew, which a run would take up again.
+    """
+    for stage in _stages(run):
+        for name in tables_of(run, stage).names("[0-9]*.parquet"):
+            part = name.removesuffix(".parquet")
+            if _mentions(run, stage, part, "uid", uids):
+                _drop(run, stage, part, uids)
 
 
 def _mentions(run: Directory, stage: str, part: str, column: str, uids: pa.Array) -> bool:
     directory = tables_of(run, stage)
     if not directory.exists(f"{part}.parquet"):
         return False
-    values = directory.read_table(f"{part}.parquet", [column])[column]
-    return bool(pc.any(pc.is_in(values, value_set=uids)).as_py())
+    table = directory.read_table(f"{part}.parquet", [column])
+    if column not in table.column_names:
+        return False
+    return bool(pc.any(pc.is_in(table[column], value_set=uids)).as_py())

@@ -98,15 +98,15 @@ def download(
     forgotten = forgotten_uids(task.run)
     urls = _urls(rows, source)
     if known is None:
-        _forget_retries(task, part)
-        records = fetch_raw(
-            task.run,
-            part.name,
-            urls,
-            config,
-            accept=lambda found: _check_reached(found, config),
-            forgotten=forgotten,
-        )
+
+        def accept(found: Records) -> None:
+            _check_reached(found, config)
+            # Only now, before the first file is replaced: the earlier table names images that are
+            # about to go, and a config that is taken back would take it for done.
+            tables_of(task.run, task.stage).remove(f"{part.name}.parquet")
+            _forget_retries(task, part)
+
+        records = fetch_raw(task.run, part.name, urls, config, accept=accept, forgotten=forgotten)
         table = _outcome(rows, part, part.name, records)
     else:
         table = _fetched_again(task, part, config, urls, known=known, forgotten=forgotten)

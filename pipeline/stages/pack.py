@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,22 @@ def pack(task: Task, name: str) -> StageReport:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         size = temporary.stat().st_size
+        # It tells where members lie in the earlier tar, and must not outlive that.
+        tables_of(task.run, task.stage).remove(f"{name}.parquet")
         shards.commit(temporary, file_name)
     finally:
         temporary.unlink(missing_ok=True)
     marks = {b"sha256": digest.hexdigest().encode(), b"bytes": str(size).encode()}
     task.write(name, rows.replace_schema_metadata(marks))
     return StageReport(counts={"samples": len(samples)}, bytes=size)
+
+
+def drop_unplanned(run: Directory, names: Collection[str]) -> None:
+    """Delete tables of shards that are in the plan no more, which name their samples."""
+    tables = tables_of(run, "pack")
+    for name in tables.names("*.parquet"):
+        if name.removesuffix(".parquet") not in names:
+            tables.remove(name)
 
 
 def _samples(run: Directory, planned: pa.Table) -> list[tuple[bytes, Sample]]:

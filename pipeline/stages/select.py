@@ -38,7 +38,7 @@ from pipeline.stages.blocked import url_reasons
 from pipeline.stages.task import ALL, StageReport, Task, tables_of
 from pipeline.storage import Directory
 
-VERSION = 3
+VERSION = 4
 
 Rows = npt.NDArray[np.int64]
 
@@ -73,8 +73,10 @@ def select(task: Task, parts: list[str], config: FilterConfig) -> StageReport:
     """Write each part's verdicts, then the stage's mark: one row per part with its kept images.
 
     A part's table has a row for each fetched one: row, uid, split, reason (null = kept),
-    representative (uid of the image that a duplicate is one of), captions (the group's alt texts,
-    null where dropped) and caption_reasons (per alt text of the row; null = in `captions`).
+    representative (uid of the image that a duplicate is one of), pooled_by (uid of the image that
+    has its alt texts; another one where a near-duplicate's image is itself a semantic duplicate),
+    captions (the group's alt texts, null where dropped) and caption_reasons (per alt text of the
+    row; null = in `captions`).
     """
     corpus = _read(task.run, parts, config)
     order = preference_order(corpus.trained, corpus.pixels, corpus.uids)
@@ -84,7 +86,7 @@ def select(task: Task, parts: list[str], config: FilterConfig) -> StageReport:
     alive = np.bincount(pools.lead[pools.code == 0], minlength=len(leader))
     if config.on_bad_caption == "drop_image":
         corpus.code[(corpus.code == 0) & (alive == 0)] = code_of(_IMAGE_REASONS, "no_good_caption")
-    kept = _write(task, corpus, leader, pools)
+    kept = _write(task, corpus, (leader, pooled_by), pools)
     task.write(ALL, pa.table({"part": pa.array(parts, pa.string()), "kept": kept}))
     return StageReport(counts={"fetched": len(leader), "kept": int(np.sum(kept))})
 
@@ -205,10 +207,8 @@ def _pool(corpus: _Corpus, exact: Rows, pooled_by: Rows, config: FilterConfig) -
         wanted[shared] = True
         place = np.searchsorted(np.sort(shared), shared)
         if rules.pool_similarity is None:
-            _, equal = np.unique(
-                _gathered(corpus, wanted).to_numpy(zero_copy_only=False)[place].astype(str),
-                return_inverse=True,
-            )
+            texts = _gathered(corpus, wanted).take(pa.array(place))
+            equal = texts.dictionary_encode().indices.to_numpy()
             label = exact_leaders(
                 np.stack([pools.lead[shared], equal], axis=1).astype(np.uint64),
                 np.arange(len(shared)),
@@ -234,16 +234,21 @@ def _signatures(corpus: _Corpus, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[n
 
 def _gathered(corpus: _Corpus, wanted: npt.NDArray[np.bool_]) -> pa.Array:
     """Return the texts of the wanted captions (m,), in their order."""
-    found = [pa.array([], pa.string())]
+    found = [pa.array([], pa.large_string())]  # of all parts, maybe more than 2 GiB
     for part, start, end in corpus.spans():
         mask = wanted[corpus.first[start] : corpus.first[end]]
         if mask.any():
-            found.append(_texts(corpus.run, part).filter(pa.array(mask)))
+            texts = _texts(corpus.run, part).filter(pa.array(mask))
+            found.append(texts.cast(pa.large_string()))
     return pa.concat_arrays(found)
 
 
-def _write(task: Task, corpus: _Corpus, leader: Rows, pools: Pools) -> list[int]:
-    """Write the parts' tables; return how many images each keeps."""
+def _write(task: Task, corpus: _Corpus, leaders: tuple[Rows, Rows], pools: Pools) -> list[int]:
+    """Write the parts' tables; return how many images each keeps.
+
+    `leaders` are each row's representative and whose pool it joined.
+    """
+    leader, pooled_by = leaders
     moved = np.flatnonzero((pools.code == 0) & (pools.owner != pools.lead))
     wanted = np.zeros(len(pools.code), dtype=bool)
     wanted[moved] = True
@@ -261,7 +266,8 @@ def _write(task: Task, corpus: _Corpus, leader: Rows, pools: Pools) -> list[int]
         captions = pools.ordered(np.concatenate([own, moved[coming]]))
         # Where each caption's text is: in the part, or after it among those that come.
         arrived = np.sort(coming)
-        texts = pa.concat_arrays([_texts(corpus.run, part), moved_texts.take(pa.array(arrived))])
+        here = _texts(corpus.run, part).cast(pa.large_string())
+        texts = pa.concat_arrays([here, moved_texts.take(pa.array(arrived))])
         stays = pools.lead[captions] == pools.owner[captions]
         place = high - low + np.searchsorted(moved[arrived], captions)
         place[stays] = captions[stays] - low
@@ -273,7 +279,8 @@ def _write(task: Task, corpus: _Corpus, leader: Rows, pools: Pools) -> list[int]
             **{name: table[name] for name in own_columns},
             "reason": reason_array(code, _IMAGE_REASONS),
             "representative": _representatives(corpus.uids, leader, start, end),
-            "captions": _lists(lengths, texts.take(pa.array(place)), code != 0),
+            "pooled_by": _representatives(corpus.uids, pooled_by, start, end),
+            "captions": _lists(lengths, texts.take(pa.array(place)).cast(pa.string()), code != 0),
             "caption_reasons": _lists(
                 np.diff(corpus.first[start : end + 1]),
                 reason_array(pools.code[low:high], REASONS),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.forget import run as forget_run
 from pipeline.forget.listing import forgotten_uids
 from pipeline.funnel import check
 from pipeline.stages.failures import FAILURES
@@ -148,6 +149,58 @@ def test_near_copies_go_too(mine: Path) -> None:
     assert pipeline("forget", str(mine), copy).returncode == 0
     assert {copy, leader} <= set(forgotten_uids(Directory(mine)))
     assert leader not in samples(mine)
+
+
+@pytest.mark.parametrize("step", ["drop_elsewhere", "_forget_in_shards"])
+def test_near_copies_go_too_after_a_kill(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """When it comes, the table that tied a copy to its image has been cut already."""
+    selected = [
+        row
+        for path in (mine / "tables" / "select").glob("0*.parquet")
+        for row in pq.read_table(path, columns=["uid", "pooled_by", "reason"]).to_pylist()
+    ]
+    copy, leader = next(
+        (r["uid"], r["pooled_by"]) for r in selected if r["reason"] == "near_duplicate"
+    )
+    image = samples(mine)[leader]["jpg"]
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget_run, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            forget_run.forget(str(mine), [copy])
+    assert leader in samples(mine)
+    again = forget_run.forget(str(mine), [copy])
+    assert copy in again.uids
+    assert leader not in samples(mine) and holders(mine, [image]) == set()
+
+
+def test_a_shard_that_becomes_empty_leaves_no_table(mine: Path) -> None:
+    index = pq.read_table(mine / "shards" / "index.parquet").to_pylist()
+    shard = index[-1]["shard"]
+    gone = [row["uid"] for row in index if row["shard"] == shard]
+    table = mine / "tables" / "pack" / f"{shard.removesuffix('.tar')}.parquet"
+    assert table.exists()
+    assert pipeline("forget", str(mine), *gone).returncode == 0
+    assert not table.exists() and not (mine / "shards" / shard).exists()
+
+
+def test_a_part_that_failed_in_a_later_run_does_not_stand_in_the_way(mine: Path, port: int) -> None:
+    """Its tables are of an earlier run, and the shards of now have nothing of it."""
+    (mine / "raw" / "00001.tar").unlink()
+    (mine / "raw" / "00001.tar").mkdir()
+    (mine / "raw" / "00001.tar" / "in the way").touch()
+    (mine / "tables" / "download" / "00001.parquet").unlink()
+    assert build(mine, port).returncode == 1
+    assert (mine / "tables" / "choose" / "00001.parquet").exists()
+    uid = next(iter(samples(mine)))
+    done = pipeline("forget", str(mine), uid)
+    assert done.returncode == 0, done.stderr
+    assert uid not in samples(mine)
 
 
 @pytest.mark.parametrize(

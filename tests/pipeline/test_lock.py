@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,3 +81,37 @@ def test_who_lost_the_lock_leaves_it_to_the_new_holder(store: Directory) -> None
     with locked(store):
         _held_since(store, 0)
     assert store.exists(LOCK)
+
+
+def test_who_lost_the_lock_stops(
+    store: Directory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two at work in one run would write over each other."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    with pytest.raises(KeyboardInterrupt), locked(store):
+        _held_since(store, 0)
+        time.sleep(60)
+    assert json.loads(store.read_bytes(LOCK))["token"] == "x", "the new holder's stays"
+    assert "another process took over" in capsys.readouterr().err
+
+
+def test_a_beat_that_fails_is_not_the_last(
+    store: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    with locked(store):
+        write, failed = Directory.write_bytes, threading.Event()
+
+        def once(run: Directory, name: str, data: bytes) -> None:
+            if not failed.is_set():
+                failed.set()
+                raise OSError("no route to host")
+            write(run, name, data)
+
+        monkeypatch.setattr(Directory, "write_bytes", once)
+        assert failed.wait(60)
+        first = json.loads(store.read_bytes(LOCK))["time"]
+        deadline = time.monotonic() + 60
+        while json.loads(store.read_bytes(LOCK))["time"] == first:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -8,16 +8,18 @@ import json
 import shutil
 import subprocess
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipeline.funnel import check
 from pipeline.status import describe_run
-from tests.pipeline.runs import ROWS, build, digests, pipeline
+from tests.pipeline.runs import ROWS, build, command, digests, pipeline
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,33 @@ def test_thresholds_are_tried_without_measuring_again(run: Path, port: int, tmp_
     assert back.returncode == 0, back.stderr
     assert digests(folder) == digests(run)
     assert "only tried" not in describe_run(str(folder))
+
+
+def test_a_trial_that_is_killed_leaves_no_mark_of_the_run_before(
+    run: Path, port: int, tmp_path: Path
+) -> None:
+    """Tables are written over one after another, and the earlier mark would cover all of them."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    mark = folder / "tables" / "select" / "all.parquet"
+    trial = subprocess.Popen(
+        command(folder, port, "--until", "select", "filter.image.min_side=150"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while mark.exists():
+        assert trial.poll() is None, "it ended without beginning anew"
+        time.sleep(0.0005)
+    trial.kill()
+    trial.wait()
+    # As if it had got as far as its first part.
+    spoilt = folder / "tables" / "select" / "00000.parquet"
+    table = pq.read_table(spoilt)
+    reasons = pa.array(["too_small"] * len(table), pa.string())
+    place = table.column_names.index("reason")
+    pq.write_table(table.set_column(place, "reason", reasons), spoilt)
+    back = build(folder, port)
+    assert back.returncode == 0, back.stderr
+    assert digests(folder) == digests(run)
 
 
 def test_number_of_workers_does_not_matter(run: Path, port: int, tmp_path: Path) -> None:

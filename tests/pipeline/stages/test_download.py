@@ -20,6 +20,7 @@ from img2dataset.downloader import Downloader
 from PIL import Image
 
 from pipeline.schema import UID_LENGTH
+from pipeline.stages import download
 from pipeline.stages.images import read_images
 from pipeline.stages.task import is_done, tables_of
 from pipeline.storage import Directory
@@ -134,6 +135,36 @@ def test_a_commit_that_fails_leaves_no_mark(six: Any, monkeypatch: pytest.Monkey
         six.download()
     assert not _looks_done(six)
     assert _litter(six) == []
+
+
+def test_what_was_fetched_stays_until_something_else_was(
+    six: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config that is tried while the network is down, and taken back, costs nothing."""
+    six.download(image_size=30)
+    table = six.table
+    extra = Path(six.raw.path("00000-r1.tar"))
+    extra.write_bytes(b"of a retry")
+    images = read_images(six.run, table.filter(pa.compute.is_null(table["reason"])))
+
+    def unreachable(*arguments: object) -> None:
+        raise RuntimeError("the network may be down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "_check_reached", unreachable)
+        with pytest.raises(RuntimeError, match="may be down"):
+            six.download(image_size=40)
+    assert is_done(six.run, "download", "00000", "mark") and six.table.equals(table)
+    assert read_images(six.run, table.filter(pa.compute.is_null(table["reason"]))) == images
+    assert extra.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Directory, "commit", unreachable)
+        with pytest.raises(RuntimeError, match="may be down"):
+            six.download(image_size=40)
+    # Files are being replaced: a table of the earlier ones would read them at wrong places.
+    assert not is_done(six.run, "download", "00000", "mark")
+    six.download(image_size=40)
+    assert not extra.exists() and max(w or 0 for w in six.table["width"].to_pylist()) > 45
 
 
 def test_a_sample_that_img2dataset_loses_is_counted(

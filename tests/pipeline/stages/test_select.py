@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.filters.config import FilterConfig
+from pipeline.forget.tables import copies_of
 from pipeline.settings import build
 from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
@@ -128,6 +130,36 @@ def embed(run: Directory, name: str, vectors: list[list[float] | None]) -> None:
         pa.list_(pa.float16(), 2),
     )
     tables_of(run, "embed").write_table(f"{name}.parquet", pa.table({"embedding": column}))
+
+
+def test_a_near_copy_of_a_semantic_duplicate_names_both(tmp_path: Path) -> None:
+    """It is shown beside the photograph that stays, and belongs to the one whose picture it is."""
+    run = Directory(tmp_path)
+    embed(run, "00000", [[1, 0], [0.999, 0.04], [0, 1]])
+    rows = [Row("D", ("a red star",)), Row("B", ("a blue ring",)), Row("A", ("two green squares",))]
+    config = build(FilterConfig, {"duplicates": {"semantic": {"threshold": 0.9}}})
+    found, _ = run_select(run, [rows], config)
+    assert [row["reason"] for row in found] == [None, "semantic_duplicate", "near_duplicate"]
+    assert [row["representative"] for row in found] == [None, uid("D"), uid("D")]
+    assert [row["pooled_by"] for row in found] == [None, None, uid("B")]
+    assert copies_of(run, {uid("B")}) == copies_of(run, {uid("A")}) == {uid("A"), uid("B")}
+    assert copies_of(run, {uid("D")}) == {uid("D")}
+
+
+def test_one_long_caption_among_many_costs_its_own_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal texts of a pool are one; they are compared without padding all to the longest."""
+    long = "a red star " + "x" * 40_000
+    monkeypatch.setitem(TEXTS, long, None)
+    rows = [Row("A", ("two green squares",) * 3000), Row("A", (long, "two green squares"))]
+    rules = {"caption": {"pool_similarity": None, "max_characters": None}}
+    tracemalloc.start()
+    found, _ = run_select(Directory(tmp_path), [rows], build(FilterConfig, rules))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sorted(map(len, found[0]["captions"])) == [len("two green squares"), len(long)]
+    assert peak < 100e6  # 3,002 captions of 40,011 characters would be 480 MB
 
 
 def test_semantic_duplicates_go_with_their_captions(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def reference(
             "split": row.split,
             "reason": verdict["reason"],
             "representative": uid(rows[verdict["lead"]].image) if verdict["lead"] != i else None,
+            "pooled_by": uid(rows[verdict["lead"]].image) if verdict["lead"] != i else None,
             "captions": verdict.get("captions") if verdict["reason"] is None else None,
             "caption_reasons": reasons,
         }
