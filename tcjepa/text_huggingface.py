@@ -213,14 +213,18 @@ def _takes_row_masks(kind: str) -> bool:
 
 def _load(name: str) -> tuple[Any, Any]:
     """Return (tokenizer, model) of a name or folder; raises `ConfigError`."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, MT5EncoderModel, T5EncoderModel
 
+    # AutoModel would load T5's decoder too.
+    halves = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}
     try:
         config = AutoConfig.from_pretrained(name)
+        if config.model_type not in halves and (
+            getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size")
+        ):
+            raise ValueError(f"a {config.model_type} is no text encoder by itself")
         tokenizer = AutoTokenizer.from_pretrained(name)
-        # AutoModel would load T5's decoder too.
-        cls = T5EncoderModel if config.model_type == "t5" else AutoModel
-        return tokenizer, cls.from_pretrained(name)
+        return tokenizer, halves.get(config.model_type, AutoModel).from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

@@ -294,11 +294,13 @@ def _batches(config: TrainConfig, words: float, device: torch.device) -> list[Ba
 
 def _lengths(encoder: TextEncoder, batches: Sequence[Batch]) -> Captions:
     """Return how many captions and words an image has, as the model will see them."""
-    text = encoder.encode(batches[0].captions, torch.device("cpu"))
-    present = text.caption >= 0
-    words = text.valid.sum(1)[text.caption[present]].float().mean()
-    count = float(present.sum() / len(present))
-    return Captions(count, float(words), len(text.words) / max(1, int(present.sum())))
+    captions = batches[0].captions
+    texts = [caption for own in captions for caption in own]
+    words = {text: len(encoder.spans_of(text)) for text in set(texts)}
+    count = max(1, len(texts))
+    return Captions(
+        len(texts) / len(captions), sum(words[text] for text in texts) / count, len(words) / count
+    )
 
 
 __all__ = [

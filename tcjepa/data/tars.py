@@ -25,6 +25,7 @@ class _Entry:
 
     tar: str
     key: str
+    uid: str
     image: tuple[int, int] | None = None
     image_format: str = ""
     label: tuple[int, int] | None = None
@@ -51,7 +52,9 @@ class LabelledTars:
         paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (patterns may be absolute)
         if not paths:
             raise ConfigError(f"no tar matches {pattern}")
-        entries = [entry for path in paths for entry in _scan(path)]
+        # Keys often begin anew in each tar, and names of tars in each folder.
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
+        entries = [entry for path in paths for entry in _scan(path, os.path.relpath(path, root))]
         if not entries:
             raise ConfigError(
                 f"no images ({', '.join(FORMATS)}) in the {len(paths)} tars {pattern}"
@@ -77,12 +80,12 @@ class LabelledTars:
         meta: dict[str, Any] = _meta(text, entry) if text else {}
         if label:
             meta["class"] = label.decode(errors="replace").strip()
-        return image, entry.image_format, {"uid": entry.key, "meta": meta}
+        return image, entry.image_format, {"uid": entry.uid, "meta": meta}
 
 
-def _scan(path: str) -> Iterator[_Entry]:
-    """Yield the samples of a tar that have an image."""
-    current = _Entry(path, "")
+def _scan(path: str, name: str) -> Iterator[_Entry]:
+    """Yield the samples of a tar that have an image; `name` tells it from the others."""
+    current = _Entry(path, "", "")
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -93,7 +96,7 @@ def _scan(path: str) -> Iterator[_Entry]:
                 if key != current.key:
                     if current.image:
                         yield current
-                    current = _Entry(path, key)
+                    current = _Entry(path, key, f"{name}/{key}")
                 span, suffix = (member.offset_data, member.size), f".{rest}".lower()
                 if suffix in FORMATS:
                     current.image, current.image_format = span, FORMATS[suffix]

@@ -114,6 +114,7 @@ def train(
 ) -> Classifiers:
     """Minimise cross-entropy by AdamW with a cosine schedule to zero, all settings at once.
 
+    Targets may sum to less than 1, which is then the weight of the row.
     `rows` (n,) int64 are the row numbers that `minibatch` understands; each epoch visits them once
     in a fresh order. `shape` is (D, K). `seed` fixes the initial weights and the order. The update
     is torch.optim.AdamW's, written out because each column of the weights has its own rate.
@@ -133,7 +134,10 @@ def train(
     for step, chosen in enumerate(_orders(rows, epochs, batch, generator)):
         inputs, targets = minibatch(chosen)
         logits = torch.addmm(bias, inputs, weight).view(len(inputs), len(settings), classes)
-        error = (logits.softmax(dim=2) - targets[:, None]).view(len(inputs), -1) / len(inputs)
+        # Of targets that sum to less than 1 the rest is nobody's, and teaches nothing.
+        weights = targets.sum(dim=1)[:, None, None]
+        error = weights * logits.softmax(dim=2) - targets[:, None]
+        error = error.view(len(inputs), -1) / len(inputs)
         now = rate * (0.5 * (1 + math.cos(math.pi * step / steps)))
         weight.mul_(1 - now * decay)  # the bias is not decayed
         _adam(weight, inputs.T @ error, weight_moments, now, step + 1)

@@ -48,7 +48,9 @@ def accumulate(run: Run, batch: Batch) -> dict[str, Tensor]:
     for part in _parts(run, batch):
         with run.parallel.accumulating(part.is_last), run.autocast():
             output = run.parallel.forward(part.inputs, scale * part.captioned)
-            torch.autograd.backward(part.share * output.loss)
+            # Autocast would cast the backward products of what the forward pass kept in float32.
+            with torch.autocast(run.world.device.type, enabled=False):
+                torch.autograd.backward(part.share * output.loss)
         for key, value in {"loss": output.loss, **output.terms, **output.monitors}.items():
             weight = part.share * (part.captioned if key in REGULARIZERS else 1.0)
             total[key] = total.get(key, 0.0) + weight * value.detach().float()

@@ -82,11 +82,12 @@ class Run:
         if not self.is_bf16:
             hardware.keep_fp32(world.device)
 
-        torch.manual_seed(config.train.seed)
         self._is_hashed = config.text.encoder == "hashed"
         text = text_encoder_of(config)
         is_supervised = config.train.objective == "supervised"
         labels = Labels(self.index, config.train.labels) if is_supervised else None
+        # Last: loading a text encoder may draw numbers, and arms of a seed begin with one encoder.
+        torch.manual_seed(config.train.seed)
         self.model = make_model(config, text, labels.counts if labels else None).to(world.device)
         if found is None and config.model.init is not None:
             initialise_encoders(self.model, config.model.init, say, self._open_weights)

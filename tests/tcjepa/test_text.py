@@ -5,7 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertModel
+from transformers import (
+    BartConfig,
+    BertConfig,
+    BertModel,
+    MT5Config,
+    MT5ForConditionalGeneration,
+)
 
 from pipeline.settings import ConfigError
 from tcjepa import text_huggingface
@@ -86,6 +92,23 @@ def test_huggingface_encoder_is_frozen_and_its_words_trainable_upon(folders):
 def test_t5_loads_without_its_decoder(folders):
     encoder = open_text_encoder(TextConfig(encoder=str(folders / "t5")))
     assert type(encoder._model).__name__ == "T5EncoderModel"
+
+
+def test_mt5_loads_without_its_decoder_too(tmp_path):
+    sizes = MT5Config(
+        vocab_size=vocabulary_size(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    MT5ForConditionalGeneration(sizes).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, WORDS, end_only=True)
+    encoder = open_text_encoder(TextConfig(encoder=str(tmp_path)))
+    assert encoder.encode(CAPTIONS, CPU).valid.sum(1).tolist() == [3, 1, 4, 0]
+
+
+def test_what_is_no_text_encoder_is_refused_with_its_name(tmp_path):
+    BartConfig(d_model=16).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"text\.encoder.*bart is no text encoder"):
+        open_text_encoder(TextConfig(encoder=str(tmp_path)))
 
 
 def test_max_words_truncates(folders):

@@ -14,8 +14,9 @@ import torch
 from pipeline.settings import ConfigError
 from tcjepa.bench import step_run
 from tcjepa.bench.captions import GivenWords, captions_of, is_imitated, open_or_imitate
-from tcjepa.bench.stepping import CPU_BATCH, bench_config
+from tcjepa.bench.stepping import CPU_BATCH, _lengths, bench_config
 from tcjepa.cli import config_path
+from tcjepa.data.batch import Batch
 from tcjepa.text import TextConfig
 from tests.tcjepa.train.runs import write_config
 
@@ -131,3 +132,21 @@ def test_the_imitation_is_a_t5_of_one_token_per_word() -> None:
     assert encoder.width == 768
     assert text.valid.sum(1).tolist() == [3, 1, 6]
     assert text.words[text.valid].std() > 0
+
+
+def test_lengths_are_those_that_the_model_sees() -> None:
+    """Counted by the tokenizer: encoding them on a CPU would take as long as the bench."""
+    encoder = open_or_imitate(TextConfig(encoder="hashed", max_words=6))
+    captions = [
+        ["a red star", "a dog", ""],
+        ["a red star"],
+        [],
+        ["one two three four five six seven"],
+    ]
+    batch = Batch(torch.zeros(4, 3, 8, 8), captions, torch.arange(4), 0, [])
+    text = encoder.encode(captions, torch.device("cpu"))
+    present = text.caption[text.caption >= 0]
+    found = _lengths(encoder, [batch])
+    assert found.count == len(present) / 4
+    assert found.words == pytest.approx(float(text.valid.sum(1)[present].float().mean()))
+    assert found.distinct == pytest.approx(len(set(present.tolist())) / len(present))

@@ -43,12 +43,23 @@ def test_tars_as_webdataset_writes_them(tmp_path: Path) -> None:
     source = LabelledTars.open(str(tmp_path / "val-*.tar"))
     ((images, rows, samples),) = labelled(source, 24, 8, CONFIG)
     assert rows.tolist() == list(range(6))
-    numbers = [int(s["uid"].removeprefix("n")) for s in samples]
+    numbers = [int(s["uid"].rpartition("n")[2]) for s in samples]
     assert sorted(numbers) == list(range(6))
     expected = [centre_crop(decode(image(n, 48, 40), "jpg", 10**6), 24) for n in numbers]
     assert np.array_equal(images.numpy(), np.stack(expected))
     assert [s["meta"] for s in samples] == [
         {"class": str(n % 2), "width": 48, "made": True} for n in numbers
+    ]
+
+
+def test_keys_that_begin_anew_in_each_tar_name_different_images(tmp_path: Path) -> None:
+    for place in ("a/0.tar", "a/1.tar", "b/0.tar"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        write_tar(tmp_path / place, {"000.jpg": image(1, 8, 8), "001.jpg": image(2, 8, 8)})
+    source = LabelledTars.open(str(tmp_path / "*" / "*.tar"))
+    uids = [source.image_and_sample(row)[2]["uid"] for row in range(6)]
+    assert sorted(uids) == [
+        f"{tar}/{key}" for tar in ("a/0.tar", "a/1.tar", "b/0.tar") for key in ("000", "001")
     ]
 
 
@@ -84,9 +95,9 @@ def test_members_are_grouped_by_name_and_never_unpickled(tmp_path: Path) -> None
         ((images, rows, samples),) = labelled(source, 24, 8, CONFIG)
     assert rows.tolist() == sorted(rows.tolist()) and len(images) == len(rows) == 3
     assert sorted((s["uid"], s["meta"]) for s in samples) == [
-        ("2", {}),
-        ("x/1", {"class": "cat"}),
-        ("y/1", {}),
+        ("a.tar/2", {}),
+        ("a.tar/x/1", {"class": "cat"}),
+        ("a.tar/y/1", {}),
     ]
 
 
