@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import os
+import sys
 import uuid
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +22,21 @@ from fsspec.implementations.local import LocalFileSystem
 
 TEMPORARY_PREFIX = ".tmp-"
 _FINGERPRINT_KEY = b"fingerprint"
+
+
+def scratch_root() -> str | None:
+    """Return the folder for scratch of this process's Dask worker; None where it is none.
+
+    What a killed worker leaves there, the next one that starts on the machine removes. Nobody
+    sweeps the system's temporary folder.
+    """
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        return str(distributed.get_worker().local_directory)
+    except ValueError:
+        return None
 
 
 class Directory:
@@ -117,7 +133,7 @@ class Directory:
 
         unique = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{PurePosixPath(name).name}"
         if not self.is_local:
-            return Path(tempfile.gettempdir()) / unique
+            return Path(scratch_root() or tempfile.gettempdir()) / unique
         parent = Path(self.path(name)).parent
         parent.mkdir(parents=True, exist_ok=True)
         return parent / unique

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.forget.tars import blank_records, blank_tar
 from pipeline.schema import UID_LENGTH
 from pipeline.stages.images import RAW
-from pipeline.storage import TEMPORARY_PREFIX, Directory
+from pipeline.storage import TEMPORARY_PREFIX, Directory, scratch_root
 
 if TYPE_CHECKING:
     from pipeline.stages.download import DownloadConfig
@@ -83,7 +83,7 @@ def _blank(folder: Path, stem: str, records: Records, forgotten: Collection[str]
 def _scratch(raw: Directory) -> Path:
     """Return a private folder beside the target, so that a killed fetch leaves nothing there."""
     if not raw.is_local:
-        return Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
+        return Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=scratch_root()))
     scratch = Path(raw.path()) / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     scratch.mkdir(parents=True)
     return scratch

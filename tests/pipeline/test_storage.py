@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -195,3 +196,20 @@ def test_a_damaged_table_has_no_fingerprint_and_never_raises(
     flipped[place] ^= data.draw(st.integers(1, 255))
     directory.write_bytes("t.parquet", bytes(flipped))
     assert isinstance(directory.fingerprint("t.parquet"), str | None)
+
+
+def test_scratch_of_a_worker_lies_where_dask_sweeps(tmp_path: Path) -> None:
+    """In the folder of a process that may be killed at any time."""
+    distributed = pytest.importorskip("distributed")
+
+    def where() -> tuple[str, str]:
+        temporary = Directory("memory://scratch").temporary("a.tar")
+        return str(temporary.parent), distributed.get_worker().local_directory
+
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path)
+    ) as cluster, distributed.Client(cluster) as client:  # fmt: skip
+        parent, own = client.submit(where, pure=False).result()
+    assert parent == own and Path(own).is_relative_to(tmp_path)
+    here = Directory("memory://scratch").temporary("a.tar").parent
+    assert here == Path(tempfile.gettempdir())
