@@ -137,7 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML config, or a packaged one's name")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parser.add_argument("--batch", type=int, help="images of a step; default: the config's")
-    parser.add_argument("--rounds", type=int, default=15, help="pairs of steps (default: 15)")
+    parser.add_argument("--rounds", type=int, default=60, help="pairs of steps (default: 60)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results here")
 
 
