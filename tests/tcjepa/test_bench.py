@@ -24,6 +24,7 @@ ROWS = {
     "index plan": {"ours, by windows", "torch.randperm, at once"},
     "loader, one core": {
         "ours",
+        "crops left to the device to resize",
         "bare decode and resize",
         "bare, one decode buffer",
         "webdataset + Pillow + torchvision",
@@ -63,7 +64,8 @@ def test_loader_bench_on_own_shards(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["bench", "loader", "--quick", *words]) == 0
     found = json.loads(target.read_text())
     rows = {b["name"]: {r["name"] for r in b["rows"]} for b in found["benches"]}
-    assert rows["loader, one core"] == {"ours", STOCK}  # no JPEG, so no bare loop
+    # No JPEG, so no bare loop.
+    assert rows["loader, one core"] == {"ours", "crops left to the device to resize", STOCK}
     assert rows["loader, worker processes"] == {
         f"{name}, {count} workers" for name in ("ours", STOCK) for count in (0, 1)
     }
