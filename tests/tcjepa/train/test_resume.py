@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -191,8 +192,13 @@ def catches(pid: int, number: signal.Signals) -> bool:
 def ranks_of(process: subprocess.Popen[str], expected: int | None = 2) -> list[Any]:
     """Return the processes of torchrun's two ranks, without their loader workers."""
     psutil = pytest.importorskip("psutil")
-    found = psutil.Process(process.pid).children(recursive=True)
-    ranks = [child for child in found if "pretrain" in child.cmdline()]
+    ranks = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # or a zombie, which is one of them
+            # A child that torchrun has just forked is still called as torchrun itself.
+            command = child.cmdline()
+            if "pretrain" in command and "torch.distributed.run" not in command:
+                ranks.append(child)
     assert expected is None or len(ranks) == expected
     return ranks
 
