@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TARGETS = ("setup", "shards", "pretrain")
 
 
 def timed(folder: Path, *command: str) -> float:
@@ -69,7 +70,7 @@ def main() -> None:
             duration(shards),
             f"{manifest['funnel']['rows']:,} URLs, {manifest['samples']:,} samples",
         ],
-        ["– its training and evaluation", duration(pretrain), f"{steps:,} steps of 32 images"],
+        ["– its training and evaluation", duration(pretrain), f"{steps:,} steps"],
         ["largest process", "", f"{peak:.2f} GB of memory"],
     ]
     found = {
@@ -84,8 +85,6 @@ def main() -> None:
     target.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     print(f"{target.relative_to(ROOT)} holds what {folder} took; `make figures` shows it")
 
-
-TARGETS = ("setup", "shards", "pretrain")
 
 if __name__ == "__main__":
     main()

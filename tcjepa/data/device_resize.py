@@ -1,8 +1,8 @@
 """Crops that the training device resizes: the loader carries them as decoded, in a square of room.
 
-Resizing is a third of the loader's time on 256-px images; for an accelerator it is nothing. The
-price is that more bytes are carried. Off by default: it pays where loading is what training waits
-for (`python -m tcjepa bench loader`).
+It saves the loader's processes the resizing, and carries more bytes to the device instead. Off by
+default: it can pay where loading is what training waits for. What the loader gains,
+`python -m tcjepa bench loader` says; what it costs a GPU has not been measured yet.
 """
 
 from __future__ import annotations

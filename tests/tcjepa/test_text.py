@@ -9,8 +9,6 @@ from transformers import (
     BartConfig,
     BertConfig,
     BertModel,
-    MT5Config,
-    MT5ForConditionalGeneration,
 )
 
 from pipeline.settings import ConfigError
@@ -95,12 +93,7 @@ def test_t5_loads_without_its_decoder(folders):
 
 
 def test_mt5_loads_without_its_decoder_too(tmp_path):
-    sizes = MT5Config(
-        vocab_size=vocabulary_size(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
-        decoder_start_token_id=0,
-    )  # fmt: skip
-    MT5ForConditionalGeneration(sizes).save_pretrained(tmp_path)
-    save_tokenizer(tmp_path, WORDS, end_only=True)
+    save_t5(tmp_path, WORDS, multilingual=True)
     encoder = open_text_encoder(TextConfig(encoder=str(tmp_path)))
     assert encoder.encode(CAPTIONS, CPU).valid.sum(1).tolist() == [3, 1, 4, 0]
 

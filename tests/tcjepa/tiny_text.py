@@ -7,7 +7,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
@@ -32,13 +38,16 @@ def save_tokenizer(folder: Path, words: Sequence[str], *, end_only: bool) -> Non
     ).save_pretrained(folder)  # fmt: skip
 
 
-def save_t5(folder: Path, words: Sequence[str]) -> None:
-    """Save a whole T5, decoder included, and its tokenizer; torch's generator draws the weights."""
-    sizes = T5Config(
+def save_t5(folder: Path, words: Sequence[str], *, multilingual: bool = False) -> None:
+    """Save a whole T5 or mT5, decoder included, and its tokenizer; torch draws the weights."""
+    config, model = T5Config, T5ForConditionalGeneration
+    if multilingual:
+        config, model = MT5Config, MT5ForConditionalGeneration
+    sizes = config(
         vocab_size=vocabulary_size(words), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
         decoder_start_token_id=0,
     )  # fmt: skip
-    T5ForConditionalGeneration(sizes).save_pretrained(folder)
+    model(sizes).save_pretrained(folder)
     save_tokenizer(folder, words, end_only=True)
 
 
