@@ -165,8 +165,14 @@ def test_ranks_that_die_go_on(undisturbed: tuple[Path, Path], own: str) -> None:
     assert_same_training(run, expected)
 
 
-def test_ranks_stop_long_before_they_would_log(tmp_path: Path) -> None:
+def test_ranks_stop_long_before_they_would_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A scheduler's patience, 30 s of torchrun's, is no matter of `log_every`."""
+    # A process that is measured has coverage's handler of SIGTERM from its first moment on; without
+    # it, a handler is the trainer's own.
+    for name in ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"):
+        monkeypatch.delenv(name, raising=False)
     config = write_config(
         tmp_path, steps=10**6, log_every=10**6, checkpoint_every_minutes=1000, trace=True
     )
