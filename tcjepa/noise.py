@@ -137,10 +137,12 @@ class CaptionNoise:
         edit_key = keyed.key("edit", self.config.seed, uid, number)
         if kind in EDITS:
             return " ".join(EDITS[kind](own["text"].split(), self.config.strength, edit_key))
-        other = _counterpart(own, number, read(self.donor(row, number)))
+        donated = read(self.donor(row, number))
+        other = _counterpart(own, number, donated)
         if kind == "derangement":
             return other["text"]
-        return SPAN_EDITS[kind](own, captions, other, self.config.strength, edit_key)
+        lent = [other, *(one for one in donated if _captioner(one) == _captioner(own))]
+        return SPAN_EDITS[kind](own, captions, lent, self.config.strength, edit_key)
 
     def _weaker(self, captions: Sequence[Caption], number: int) -> Caption:
         patterns = self.config.weaker_sources or []
@@ -188,6 +190,11 @@ def _chosen(uids: Bits, config: NoiseConfig, number: int) -> NDArray[np.bool_]:
     if config.rate >= 1:  # 1.0 · 2⁶⁴ does not fit into 64 bits
         return np.ones(len(uids), dtype=np.bool_)
     return words < np.uint64(int(config.rate * _WORDS_OF_64))
+
+
+def _captioner(caption: Caption) -> str:
+    """Return who wrote a caption: its source without the prompt."""
+    return caption["source"].partition(":")[0]
 
 
 def _counterpart(own: Caption, number: int, donated: Sequence[Caption]) -> Caption:

@@ -1,69 +1,68 @@
 """Edits of what a caption names, for noise: things and attributes that belong to another image.
 
 The shards mark every caption's nouns and attributes by character spans, so no language model is
-needed here. Each edit is a pure function of its arguments.
+needed here. What an edit brings in is in none of the image's captions: right of the image by chance
+it can still be, where no caption of it says so. Each edit is a pure function of its arguments.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Literal, TypeVar
 
 from pipeline.schema import Caption
 from tcjepa import keyed
 
-SpanEdit = Callable[[Caption, Sequence[Caption], Caption, float, int], str]
-"""(caption, all captions of its image, another image's caption, strength, key) -> text."""
+SpanEdit = Callable[[Caption, Sequence[Caption], Sequence[Caption], float, int], str]
+"""(caption, all captions of its image, another image's captions, strength, key) -> text.
+
+The other's first caption lends what it can; a later one only where those before it have nothing.
+"""
+
+Part = Literal["nouns", "attributes"]
+T = TypeVar("T")
 
 _WORD = re.compile(r"\w+")
 
 
 def swap_nouns(
-    own: Caption, image: Sequence[Caption], other: Caption, strength: float, edit_key: int
+    own: Caption, image: Sequence[Caption], other: Sequence[Caption], strength: float, edit_key: int
 ) -> str:
-    """Replace a share `strength` of the nouns by nouns of the other caption."""
-    del image
-    return _swap(own, other, "nouns", strength, edit_key)
+    """Replace a share `strength` of the nouns by nouns of the other image's captions."""
+    return _swap(own, _strange(image, other, "nouns"), "nouns", strength, edit_key)
 
 
 def swap_attributes(
-    own: Caption, image: Sequence[Caption], other: Caption, strength: float, edit_key: int
+    own: Caption, image: Sequence[Caption], other: Sequence[Caption], strength: float, edit_key: int
 ) -> str:
-    """Replace a share `strength` of the attributes by attributes of the other caption."""
-    del image
-    return _swap(own, other, "attributes", strength, edit_key)
+    """Replace a share `strength` of the attributes by attributes of the other image's captions."""
+    return _swap(own, _strange(image, other, "attributes"), "attributes", strength, edit_key)
 
 
 def hallucinate(
-    own: Caption, image: Sequence[Caption], other: Caption, strength: float, edit_key: int
+    own: Caption, image: Sequence[Caption], other: Sequence[Caption], strength: float, edit_key: int
 ) -> str:
-    """Add a sentence about a thing of the other caption that no caption of the image names.
+    """Add a sentence about a thing of the other image that no caption of this one names.
 
     Captioners err like this: one fluent sentence too many (`strength` has no part in it).
     """
     del strength
-    named = {word for caption in image for word in _WORD.findall(caption["text"].casefold())}
-    strange = [phrase for noun, phrase in _phrases(other) if noun.casefold() not in named]
+    named = _named(image)
+    strange = _first_that_has(
+        [phrase for noun, phrase in _phrases(caption) if noun.casefold() not in named]
+        for caption in other
+    )
     if not strange:
         return own["text"]
     phrase = strange[int(keyed.uniform(edit_key, 1)[0] * len(strange))]
     return f"{own['text'].rstrip()}{_stop(own['text'])} {_sentence(phrase)}"
 
 
-def _swap(
-    own: Caption,
-    other: Caption,
-    part: Literal["nouns", "attributes"],
-    strength: float,
-    edit_key: int,
-) -> str:
-    """Return the text with spans replaced; unchanged where the other has nothing different."""
+def _swap(own: Caption, strange: Sequence[str], part: Part, strength: float, edit_key: int) -> str:
+    """Return the text with spans replaced; unchanged where there is nothing strange to put in."""
     text, spans = own["text"], own[part]
-    known = {text[start:end].casefold() for start, end in spans}
-    others = [other["text"][start:end] for start, end in other[part]]
-    strange = [word for word in dict.fromkeys(others) if word.casefold() not in known]
     if not strange:
         return text
     order = keyed.permutation(edit_key, len(spans))[: math.ceil(strength * len(spans))]
@@ -75,6 +74,34 @@ def _swap(
             word = word[:1].upper() + word[1:]
         text = text[:start] + word + text[end:]
     return text
+
+
+def _strange(image: Sequence[Caption], other: Sequence[Caption], part: Part) -> list[str]:
+    """Return the first spans of the other image's captions of which none of the image's has any."""
+    named = _named(image)
+    return _first_that_has(
+        [word for word in dict.fromkeys(_spanned(one, part)) if word.casefold() not in named]
+        for one in other
+    )
+
+
+def _named(image: Sequence[Caption]) -> set[str]:
+    """Return what the captions of an image say: every word, and every noun and attribute marked."""
+    named: set[str] = set()
+    for caption in image:
+        named.update(_WORD.findall(caption["text"].casefold()))
+        named.update(word.casefold() for word in _spanned(caption, "nouns"))
+        named.update(word.casefold() for word in _spanned(caption, "attributes"))
+    return named
+
+
+def _spanned(caption: Caption, part: Part) -> list[str]:
+    return [caption["text"][start:end] for start, end in caption[part]]
+
+
+def _first_that_has(found: Iterable[list[T]]) -> list[T]:
+    """Return the first list that is not empty, or an empty one."""
+    return next((some for some in found if some), [])
 
 
 def _phrases(caption: Caption) -> list[tuple[str, str]]:

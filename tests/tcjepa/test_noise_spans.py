@@ -35,17 +35,29 @@ CAPTIONS = st.lists(st.sampled_from([*NOUNS, *ATTRIBUTES, "a", "on", "the"]), ma
 )
 
 
-@given(CAPTIONS, CAPTIONS, st.floats(0, 1), st.integers(0, 2**64), st.sampled_from([0, 1]))
+@given(
+    st.lists(CAPTIONS, min_size=1, max_size=3),
+    st.lists(CAPTIONS, min_size=1, max_size=3),
+    st.floats(0, 1),
+    st.integers(0, 2**64),
+    st.sampled_from([0, 1]),
+)
 def test_a_swap_touches_only_its_spans_and_takes_only_new_words(
-    own: Caption, other: Caption, strength: float, some_key: int, which: int
+    image: list[Caption], other: list[Caption], strength: float, some_key: int, which: int
 ) -> None:
+    """What comes in is the first lender's that has anything which no caption of the image says."""
+    own = image[0]
     swap, part = ((swap_nouns, "nouns"), (swap_attributes, "attributes"))[which]
     before = own["text"].split()
-    after = swap(own, [own], other, strength, some_key).split()
-    assert after == swap(own, [own], other, strength, some_key).split()
+    after = swap(own, image, other, strength, some_key).split()
+    assert after == swap(own, image, other, strength, some_key).split()
     words = (NOUNS, ATTRIBUTES)[which]
-    own_words = {word.casefold() for word in before if word in words}
-    strange = {word.casefold() for word in other["text"].split() if word in words} - own_words
+    said = {word.casefold() for one in image for word in one["text"].split()}
+    strange: set[str] = set()
+    for lender in other:
+        strange = (
+            strange or {word.casefold() for word in lender["text"].split() if word in words} - said
+        )
     assert len(after) == len(before)
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert all(a in words and b.casefold() in strange for a, b in changed)
@@ -55,7 +67,20 @@ def test_a_swap_touches_only_its_spans_and_takes_only_new_words(
 
 def test_a_swapped_word_keeps_its_capital() -> None:
     own, other = marked("Boat on the tree"), marked("a dog")
-    assert swap_nouns(own, [own], other, 1.0, 0) == "Dog on the dog"
+    assert swap_nouns(own, [own], [other], 1.0, 0) == "Dog on the dog"
+
+
+@pytest.mark.parametrize("kind", ["swap_nouns", "hallucinate"])
+def test_a_lender_that_names_nothing_else_leaves_it_to_its_images_next_caption(
+    tmp_path: Path, kind: str
+) -> None:
+    """Nor may captions of another captioner lend: they may not be those that a run reads."""
+    index = Index([3] * 2, tmp_path)
+    noise = CaptionNoise(NoiseConfig(kind=kind, rate=1.0, strength=1.0), index)  # type: ignore[arg-type]
+    own = [marked("a dog", "vlm:short"), marked("the tree", "vlm:long"), marked("x", "blip:a")]
+    others = [marked("dog", "vlm:short"), marked("a glass", "blip:b"), marked("star", "vlm:long")]
+    text = noise.text(0, index.uid(0), 0, own, lambda _: others)
+    assert text == {"swap_nouns": "a star", "hallucinate": "a dog. There is also a star."}[kind]
 
 
 @pytest.mark.parametrize(
@@ -71,14 +96,14 @@ def test_a_swapped_word_keeps_its_capital() -> None:
 )
 def test_a_hallucination_is_a_sentence_about_another_thing(own: str, other: str, text: str) -> None:
     one = caption(own)
-    assert hallucinate(one, [one], marked(other), 0.0, 7) == text
+    assert hallucinate(one, [one], [marked(other)], 0.0, 7) == text
 
 
 def test_a_hallucination_names_nothing_that_any_caption_of_the_image_names() -> None:
     one = caption("a dog")
     image = [one, caption("the tree stands")]
     for some_key in range(20):
-        text = hallucinate(one, image, marked("tree and star"), 0.5, some_key)
+        text = hallucinate(one, image, [marked("tree and star")], 0.5, some_key)
         assert text == "a dog. There is also a star."
 
 

@@ -19,7 +19,7 @@ from tcjepa.model.encoder import encoder_shape
 #: The studies that the project promises.
 PROMISED = {
     "noise", "remedies", "filtering", "conditioning", "fusion", "captions", "loss_weights",
-    "mask_scale", "captioners", "scaling", "baselines", "collapse", "content", "context",
+    "mask_scale", "captioners", "scaling", "baselines", "collapse", "content", "context", "length",
 }  # fmt: skip
 
 
