@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -106,7 +106,8 @@ def download(
             tables_of(task.run, task.stage).remove(f"{part.name}.parquet")
             _forget_retries(task, part)
 
-        records = fetch_raw(task.run, part.name, urls, config, accept=accept, forgotten=forgotten)
+        unwanted = _unwanted(rows, forgotten)
+        records = fetch_raw(task.run, part.name, urls, config, accept=accept, unwanted=unwanted)
         table = _outcome(rows, part, part.name, records)
     else:
         table = _fetched_again(task, part, config, urls, known=known, forgotten=forgotten)
@@ -150,10 +151,26 @@ def _fetched_again(
     again = pc.fill_null(pc.equal(known["failure"], "transient"), False)
     wanted = {place: urls[place] for place, yes in enumerate(again.to_pylist()) if yes}
     # Nothing to check: these rows failed before, and stay transient if they fail for good.
-    records = fetch_raw(task.run, name, wanted, config, accept=lambda _: None, forgotten=forgotten)
-    anew = _outcome(part.table(task.run), part, name, records)
+    rows = part.table(task.run)
+    unwanted = _unwanted(rows, forgotten)
+    records = fetch_raw(task.run, name, wanted, config, accept=lambda _: None, unwanted=unwanted)
+    anew = _outcome(rows, part, name, records)
     places = [place if place not in wanted else place + len(known) for place in range(len(known))]
     return pa.concat_tables([known, anew]).take(pa.array(places, pa.int64()))
+
+
+def _unwanted(rows: pa.Table, forgotten: Collection[str]) -> Callable[[int, dict[str, Any]], bool]:
+    """Return whether the image of a place is not to be kept: forgotten, or not the listed one.
+
+    An image under another one's hash is in no table, so `forget` would not find it.
+    """
+    expected = _expected(rows)
+
+    def unwanted(place: int, record: dict[str, Any]) -> bool:
+        sha256 = record["sha256"]
+        return sha256[:UID_LENGTH] in forgotten or expected[place] not in (None, sha256)
+
+    return unwanted
 
 
 def _forget_retries(task: Task, part: Part) -> None:

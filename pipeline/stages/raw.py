@@ -6,7 +6,7 @@ import shutil
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.forget.tars import blank_records, blank_tar
-from pipeline.schema import UID_LENGTH
 from pipeline.stages.images import RAW
 from pipeline.storage import TEMPORARY_PREFIX, Directory, scratch_root
 
@@ -37,14 +36,14 @@ def fetch_raw(
     config: DownloadConfig,
     *,
     accept: Callable[[Records], None],
-    forgotten: Collection[str] = (),
+    unwanted: Callable[[int, dict[str, Any]], bool],
 ) -> Records:
     """Fetch URLs, given by place, into `raw/<name>.*`; return what became of each place.
 
     A record is img2dataset's row (`status`, `error_message`, `sha256` of the file as fetched, sizes
     in pixels, …) with `image_offset` and `image_size` [bytes] in the tar and `animated`; a place
-    whose sample img2dataset lost has none. `accept` may raise to have nothing kept. Of images whose
-    uid is `forgotten` only the record is returned: their bytes are blanked.
+    whose sample img2dataset lost has none. `accept` may raise to have nothing kept. Of images that
+    are `unwanted`, by place and record, only the record is returned: their bytes are blanked.
 
     Raises `RuntimeError` if img2dataset gave up.
     """
@@ -62,7 +61,7 @@ def fetch_raw(
         stem = f"{number:0{_PART_DIGITS}d}"
         records = _records(scratch / stem, downloader.resizer.animated)
         accept(records)
-        _blank(scratch, stem, records, forgotten)
+        _blank(scratch, stem, records, unwanted)
         # _stats.json goes last: it is what marks the raw part as whole.
         for suffix in (".tar", ".parquet", "_stats.json"):
             raw.commit(scratch / f"{stem}{suffix}", f"{name}{suffix}")
@@ -71,9 +70,14 @@ def fetch_raw(
     return records
 
 
-def _blank(folder: Path, stem: str, records: Records, forgotten: Collection[str]) -> None:
-    stored = [record for record in records.values() if record["image_offset"] is not None]
-    offsets = {r["image_offset"] for r in stored if r["sha256"][:UID_LENGTH] in forgotten}
+def _blank(
+    folder: Path,
+    stem: str,
+    records: Records,
+    unwanted: Callable[[int, dict[str, Any]], bool],
+) -> None:
+    stored = {place: r for place, r in records.items() if r["image_offset"] is not None}
+    offsets = {r["image_offset"] for place, r in stored.items() if unwanted(place, r)}
     if offsets:
         here = Directory(folder)
         keys = blank_tar(here, f"{stem}.tar", offsets)

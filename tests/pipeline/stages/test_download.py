@@ -212,14 +212,23 @@ def test_a_part_that_reached_nothing_is_not_done(fetching: Callable[..., Any], w
 def test_the_hash_that_a_list_gives_is_held_to(
     fetching: Callable[..., Any], web: Any, image: Callable[..., bytes]
 ) -> None:
-    data = image(".jpg", 1)
+    """What another image's row brought is not kept either: no takedown would find it."""
+    data, other = image(".jpg", 1), image(".jpg", 2)
     url = web.add("/a.jpg", data)
     right = hashlib.sha256(data).hexdigest()
-    rows = [{"url": url, "expected_sha256": h} for h in (right.upper(), "0" * 64, None)]
+    rows = [{"url": url, "expected_sha256": h} for h in (right.upper(), None)]
+    rows.append({"url": web.add("/b.jpg", other), "expected_sha256": right})
     part = fetching(rows)
     part.download()
-    assert part.reasons == [None, "wrong_content", None]
+    assert part.reasons == [None, None, "wrong_content"]
     assert "expected_sha256" not in part.table.column_names
+    kept = read_images(part.run, part.table.slice(0, 2))
+    (tar,) = (name for name in part.raw.names() if name.endswith(".tar"))
+    packed = part.raw.read_bytes(tar)
+    assert packed.count(kept[0]) == 2
+    with tarfile.open(fileobj=io.BytesIO(packed)) as members:
+        images = [members.extractfile(m).read() for m in members if m.name.endswith("jpg")]  # type: ignore[union-attr]
+    assert len(images) == 3 and not any(images[2])
 
 
 def test_animations_are_noted(fetching: Callable[..., Any], web: Any) -> None:
