@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ _FILES: Final = (
     "watch/attention.py",  # the maps that grounding measures
 )  # fmt: skip
 
+_QUIET: Final[dict[str, Any]] = {"stderr": subprocess.DEVNULL, "text": True, "timeout": 30}
+
 
 def code_fingerprint() -> str:
     """Return 16 hex digits that change with any line of code that computes a result."""
@@ -33,6 +36,24 @@ def code_fingerprint() -> str:
     for path in sorted(paths):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def commit_of(file: Path) -> str | None:
+    """Return the git commit of the checkout that tracks a file, "-dirty" behind it if it differs.
+
+    None where there is no git, or the file is not tracked, as in an installed package. For a reader
+    who looks for the code: whether two runs are of the same code is `code_fingerprint`'s to say.
+    """
+    git = ["git", "-C", str(file.parent)]
+    try:
+        # A package installed into somebody's checkout is not of that checkout.
+        subprocess.check_output([*git, "ls-files", "--error-unmatch", file.name], **_QUIET)
+        said = subprocess.check_output(
+            [*git, "describe", "--always", "--exclude=*", "--dirty"], **_QUIET
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return str(said).strip()
 
 
 def provenance(config: TrainConfig) -> dict[str, str]:
@@ -50,8 +71,10 @@ def provenance(config: TrainConfig) -> dict[str, str]:
         split = config.evaluate.test_split
         index = ShardIndex.open(data.model_copy(update={"shards": tested, "split": split}))
         digest += f", tested on {index.digest}"
+    commit = commit_of(Path(__file__))
     return {
         "code": code_fingerprint(),
+        **({"commit": commit} if commit else {}),
         "data": digest,
         "torch": str(torch.__version__),
         "timm": str(timm.__version__),
@@ -131,7 +154,8 @@ def _read(trial: Trial) -> dict[str, Any]:
 
 def _line(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{key} {found.get(key, '?')}" for key in ("torch", "timm", "python"))
-    return f"code {found.get('code', '?')}, data {found.get('data', '?')}; {versions}"
+    commit = f" (commit {found['commit']})" if "commit" in found else ""
+    return f"code {found.get('code', '?')}{commit}, data {found.get('data', '?')}; {versions}"
 
 
 __all__ = [

@@ -141,6 +141,24 @@ def test_code_that_changes_while_a_study_runs_ends_it(
     assert json.loads((Path(trial.folder) / provenance.PROVENANCE).read_text()) == found
 
 
+def test_the_commit_is_that_of_the_checkout_that_tracks_the_code(tmp_path: Path) -> None:
+    """An environment may lie in a checkout of something else, which says nothing of our code."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    file, other = tmp_path / "code.py", tmp_path / "installed.py"
+    for path in (file, other):
+        path.write_text("1\n")
+    assert provenance.commit_of(file) is None
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", file.name], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    named = provenance.commit_of(file)
+    assert named and head.stdout.startswith(named)
+    assert provenance.commit_of(other) is None
+    file.write_text("2\n")
+    assert provenance.commit_of(file) == f"{named}-dirty"
+
+
 ONE_ARM = {"axes": {"data.noise.rate": [0.0]}, "references": {}}
 
 
