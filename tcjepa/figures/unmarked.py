@@ -14,7 +14,13 @@ from typing import Final
 from tcjepa.figures.markers import TOKEN, Fault, Marker
 
 #: Pages that tell results; elsewhere decimals are defaults, limits and other people's figures.
-RESULT_PAGES: Final = ("README.md", "docs/results.md", "docs/findings.md", "docs/decisions.md")
+RESULT_PAGES: Final = (
+    "README.md",
+    "docs/results.md",
+    "docs/findings.md",
+    "docs/analyses.md",
+    "docs/decisions.md",
+)
 _RESULT: Final = re.compile(
     r"(?<![\w.,/#=-])(?!(?:\d?0|100)\s?%)[+−-]?\d[\d,]*"
     r"(?:\.\d+(?![\w.]|/\d)|½|(?=(?:\s?(?:%(?! interval)|±|images/s|points\b|times\b)|x\b)))"

@@ -1,6 +1,6 @@
 """Settings of the training loop; every published value cites its source.
 
-"METHOD" is the TC-JEPA paper (arXiv 2605.03245), "I-JEPA" its ancestor's released code.
+"Paper" is TC-JEPA's (arXiv 2605.03245), "I-JEPA" its ancestor's released code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pipeline.settings import Settings
 
 #: The batch that the published learning rates belong to (I-JEPA: 16 GPUs x 128 images).
 PUBLISHED_BATCH = 2048
-#: Warm-up share of the published image-text runs: 10 of 50 epochs (METHOD).
+#: Warm-up share of the published image-text runs: 10 of 50 epochs (the paper).
 PUBLISHED_WARMUP_SHARE = 0.2
 
 
@@ -37,7 +37,7 @@ class TrainSection(Settings):
         "linear head each: text or whole numbers, such as colour or meta.colour",
     )
     batch: int = Field(
-        PUBLISHED_BATCH, ge=1, description="batch of one optimizer step, all ranks; METHOD [images]"
+        PUBLISHED_BATCH, ge=1, description="batch of one optimizer step, all ranks; paper [images]"
     )
     micro_batch: int | None = Field(
         None,
@@ -52,31 +52,31 @@ class TrainSection(Settings):
     steps: int | None = Field(
         None, ge=1, description="length of the run; give epochs or steps [optimizer steps]"
     )
-    lr: float = Field(1e-3, gt=0, description="peak learning rate at batch 2048; I-JEPA, METHOD")
-    start_lr: float = Field(2e-4, ge=0, description="learning rate before warm-up; I-JEPA, METHOD")
-    final_lr: float = Field(1e-6, ge=0, description="learning rate at the end; I-JEPA, METHOD")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate at batch 2048; I-JEPA, paper")
+    start_lr: float = Field(2e-4, ge=0, description="learning rate before warm-up; I-JEPA, paper")
+    final_lr: float = Field(1e-6, ge=0, description="learning rate at the end; I-JEPA, paper")
     scale_lr: bool = Field(False, description="multiply the three learning rates by batch / 2048")
     warmup_epochs: float | None = Field(
         None,
         ge=0,
-        description="linear warm-up; METHOD: 40 on ImageNet, 10 on image-text data; with "
+        description="linear warm-up; paper: 40 on ImageNet, 10 on image-text data; with "
         "warmup_steps also null, a fifth of the run [epochs]",
     )
     warmup_steps: int | None = Field(
         None, ge=0, description="linear warm-up, instead of warmup_epochs [optimizer steps]"
     )
-    weight_decay: float = Field(0.04, ge=0, description="weight decay at the start; I-JEPA, METHOD")
+    weight_decay: float = Field(0.04, ge=0, description="weight decay at the start; I-JEPA, paper")
     final_weight_decay: float = Field(
-        0.4, ge=0, description="weight decay at the end; I-JEPA, METHOD"
+        0.4, ge=0, description="weight decay at the end; I-JEPA, paper"
     )
     weight_decay_schedule: Literal["cosine", "linear"] = Field(
-        "cosine", description="cosine is I-JEPA's code, linear is METHOD's text"
+        "cosine", description="cosine is I-JEPA's code, linear is the paper's text"
     )
     ema: float = Field(
-        0.996, ge=0, le=1, description="momentum of the target encoder at the start; I-JEPA, METHOD"
+        0.996, ge=0, le=1, description="momentum of the target encoder at the start; I-JEPA, paper"
     )
     final_ema: float = Field(
-        1.0, ge=0, le=1, description="momentum of the target encoder at the end; I-JEPA, METHOD"
+        1.0, ge=0, le=1, description="momentum of the target encoder at the end; I-JEPA, paper"
     )
     betas: tuple[float, float] = Field(
         (0.9, 0.999), description="AdamW's moment decays; I-JEPA uses torch's defaults"

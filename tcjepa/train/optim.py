@@ -118,7 +118,7 @@ def warmup_cosine(
 def decay(
     step: int, steps: int, start: float, final: float, shape: Literal["cosine", "linear"]
 ) -> float:
-    """Return the weight decay: I-JEPA's cosine, or the straight line of METHOD's text."""
+    """Return the weight decay: I-JEPA's cosine, or the straight line of the paper's text."""
     progress = min((step + 1) / steps, 1.0)
     if shape == "linear":
         return start + progress * (final - start)

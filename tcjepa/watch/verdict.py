@@ -12,7 +12,7 @@ from tcjepa.watch.runfiles import RunFiles
 #: A run that has written nothing for so long is taken for dead, unless its windows take longer.
 _QUIET: Final = 120.0
 _WINDOWS: Final = 10
-#: Fewer steps prove mechanics, not features (METHOD, trap 6); ours.
+#: Fewer steps prove mechanics, not features; ours.
 _FEW_STEPS: Final = 300
 #: The target is an average over 1 / (1 - ema) steps; over more of the run than this it lags; ours.
 _LAG_SHARE: Final = 0.2
