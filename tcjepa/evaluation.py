@@ -37,6 +37,7 @@ from tcjepa.model.learner import Learner
 from tcjepa.noise import NoiseConfig
 from tcjepa.text import TextEncoder
 from tcjepa.train.checkpoint import Checkpoint
+from tcjepa.train.labels import class_column
 from tcjepa.train.objective import model_like, text_encoder_of
 
 #: An image folder without train/ and test/ of its own gives every fifth image to the test set.
@@ -113,6 +114,29 @@ def evaluation_sets(config: EvaluationSection, data: DataConfig) -> tuple[Labell
         for split in (config.train_split, config.test_split)
     ]
     return images(opened[0]), images(opened[1])
+
+
+def check_evaluable(config: EvaluationSection, data: DataConfig) -> None:
+    """Raise `ConfigError` for images or labels that an evaluation would find missing.
+
+    An evaluation after training is to fail before it. What folders and tars call their classes is
+    only seen when they are read.
+    """
+    splits = (
+        ("evaluate.train_split", config.train_split),
+        ("evaluate.test_split", config.test_split),
+    )
+    for images, (key, split) in zip(evaluation_sets(config, data), splits, strict=True):
+        if not isinstance(images.source, ShardIndex):
+            continue
+        table = images.source.table
+        for name in config.labels:
+            column = class_column(table, name, "evaluate.labels")
+            if table.column(column).null_count == len(table):
+                raise ConfigError(
+                    f"evaluate.labels: no image of {key}={split} has {column}; leave the label "
+                    "out, or choose another split"
+                )
 
 
 def evaluate_encoder(
@@ -262,6 +286,7 @@ def _without_selection(config: EvaluationSection, data: DataConfig, split: str) 
 __all__ = [
     "LabelledSet",
     "captioned_images",
+    "check_evaluable",
     "evaluate_checkpoint",
     "evaluate_encoder",
     "evaluation_sets",

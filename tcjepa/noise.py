@@ -81,17 +81,24 @@ class CaptionedIndex(Protocol):
 class CaptionNoise:
     """The corruption of one training set; `is_noisy` and `donor` tell tests and monitors the truth.
 
-    Derangement: caption j of the images D_j = {keyed hash < rate, more than j captions} is shifted
-    cyclically along a keyed order of D_j, so no image keeps its own and the multiset of j-th
-    captions stays what it was. A swapped caption counts as noisy even where both texts are equal.
-    The map is built once per caption number and node and memory-mapped from the cache folder.
+    Derangement: the images D_j = {keyed hash < rate, more than j captions} lend each other one for
+    their j-th, cyclically along a keyed order of D_j, so none keeps its own and each lends once.
+    Lent is the j-th, or one of the same source, or failing that of the same captioner. A swapped
+    caption counts as noisy even where both texts are equal. The map is built once per caption
+    number and node and memory-mapped from the cache folder.
 
     A noisy caption may still read as it did: one without nouns has none to swap, and an image
     without a caption of the weaker sources keeps its own.
+
+    `sources` are those that captions are read from, as patterns; None for all. An image that has
+    none of them lends what it has, so that the rate holds.
     """
 
-    def __init__(self, config: NoiseConfig, index: CaptionedIndex) -> None:
+    def __init__(
+        self, config: NoiseConfig, index: CaptionedIndex, sources: Sequence[str] | None = None
+    ) -> None:
         self.config = config
+        self._sources = sources
         self._index = index
         self._donors: dict[int, Donors] = {}
 
@@ -133,21 +140,46 @@ class CaptionNoise:
         if not self.is_noisy(row, uid, number):
             return own["text"]
         if kind == "weaker":
-            return self._weaker(captions, number)["text"]
+            return self._weaker(uid, captions, number)["text"]
         edit_key = keyed.key("edit", self.config.seed, uid, number)
         if kind in EDITS:
             return " ".join(EDITS[kind](own["text"].split(), self.config.strength, edit_key))
         donated = read(self.donor(row, number))
-        other = _counterpart(own, number, donated)
+        other, alike = self._lent(own, number, donated)
         if kind == "derangement":
             return other["text"]
-        lent = [other, *(one for one in donated if _captioner(one) == _captioner(own))]
-        return SPAN_EDITS[kind](own, captions, lent, self.config.strength, edit_key)
+        return SPAN_EDITS[kind](own, captions, [other, *alike], self.config.strength, edit_key)
 
-    def _weaker(self, captions: Sequence[Caption], number: int) -> Caption:
-        patterns = self.config.weaker_sources or []
-        found = [c for c in captions if any(fnmatchcase(c["source"], p) for p in patterns)]
-        return found[number % len(found)] if found else captions[number]
+    def _weaker(self, uid: str, captions: Sequence[Caption], number: int) -> Caption:
+        """Return the weaker caption in the place of a stronger one: another for each, if it can."""
+        weak = [_is_from(caption, self.config.weaker_sources) for caption in captions]
+        found = [caption for caption, is_weak in zip(captions, weak, strict=True) if is_weak]
+        if weak[number] or not found:
+            return captions[number]
+        order = keyed.permutation(keyed.key("weaker", self.config.seed, uid), len(found))
+        rank = weak[:number].count(False)
+        return found[int(order[rank % len(found)])]
+
+    def _lent(
+        self, own: Caption, number: int, donated: Sequence[Caption]
+    ) -> tuple[Caption, list[Caption]]:
+        """Return the caption that stands for another image's, and others like it, nearest first.
+
+        Lists differ in layout (an image with two alt texts, a captioner that failed). If the number
+        alone decided, noise would smuggle captions of other sources into a run on alt texts.
+        """
+        captioner = own["source"].partition(":")[0]
+        nearest_first = [
+            [one for one in donated if one["source"] == own["source"]],
+            [one for one in donated if one["source"].partition(":")[0] == captioner],
+            [one for one in donated if _is_from(one, self._sources)],
+            list(donated),
+        ]
+        nearest, alike = (
+            next(found for found in nearest_first[first:] if found) for first in (0, 1)
+        )
+        same_number = donated[number % len(donated)]
+        return same_number if same_number in nearest else nearest[number % len(nearest)], alike
 
     def _map_donors(self, number: int) -> Donors:
         index, config = self._index, self.config
@@ -192,19 +224,5 @@ def _chosen(uids: Bits, config: NoiseConfig, number: int) -> NDArray[np.bool_]:
     return words < np.uint64(int(config.rate * _WORDS_OF_64))
 
 
-def _captioner(caption: Caption) -> str:
-    """Return who wrote a caption: its source without the prompt."""
-    return caption["source"].partition(":")[0]
-
-
-def _counterpart(own: Caption, number: int, donated: Sequence[Caption]) -> Caption:
-    """Return the donor's caption of the same number, but of the same source where it has one.
-
-    Lists differ in layout (an image with two alt texts, a captioner that failed). Without this,
-    noise in a run on alt texts alone would smuggle in captions of other sources.
-    """
-    same_number = donated[number % len(donated)]
-    alike = [caption for caption in donated if caption["source"] == own["source"]]
-    if same_number["source"] == own["source"] or not alike:
-        return same_number
-    return alike[number % len(alike)]
+def _is_from(caption: Caption, sources: Sequence[str] | None) -> bool:
+    return any(fnmatchcase(caption["source"], pattern) for pattern in sources or ())

@@ -7,13 +7,13 @@ it can still be, where no caption of it says so. Each edit is a pure function of
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal, TypeVar
 
 from pipeline.schema import Caption
 from tcjepa import keyed
+from tcjepa.noise_words import share_of
 
 SpanEdit = Callable[[Caption, Sequence[Caption], Sequence[Caption], float, int], str]
 """(caption, all captions of its image, another image's captions, strength, key) -> text.
@@ -65,7 +65,7 @@ def _swap(own: Caption, strange: Sequence[str], part: Part, strength: float, edi
     text, spans = own["text"], own[part]
     if not strange:
         return text
-    order = keyed.permutation(edit_key, len(spans))[: math.ceil(strength * len(spans))]
+    order = keyed.permutation(edit_key, len(spans))[: share_of(len(spans), strength)]
     replaced = {int(place): strange[rank % len(strange)] for rank, place in enumerate(order)}
     for place in sorted(replaced, key=lambda place: spans[place][0], reverse=True):
         start, end = spans[place]

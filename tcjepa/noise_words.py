@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Final
 
 import numpy as np
@@ -13,6 +14,15 @@ from tcjepa import keyed
 Edit = Callable[[list[str], float, int], list[str]]
 
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
+
+
+def share_of(count: int, strength: float | Fraction) -> int:
+    """Return how many of `count` words a share is, rounded up.
+
+    Of the decimal that was written: the binary number nearest to 0.7 would make 8 of 10 words.
+    """
+    exact = strength if isinstance(strength, Fraction) else Fraction(repr(strength))
+    return math.ceil(exact * count)
 
 
 def drop_words(words: list[str], strength: float, edit_key: int) -> list[str]:
@@ -25,7 +35,7 @@ def drop_words(words: list[str], strength: float, edit_key: int) -> list[str]:
 def shuffle_words(words: list[str], strength: float, edit_key: int) -> list[str]:
     """Permute a share `strength` of the words among their own places."""
     order = keyed.permutation(edit_key, len(words))
-    places = sorted(int(place) for place in order[: math.ceil(strength * len(words))])
+    places = sorted(int(place) for place in order[: share_of(len(words), strength)])
     permuted = keyed.permutation(keyed.key("places", edit_key), len(places))
     shuffled = list(words)
     for place, source in zip(places, permuted, strict=True):
@@ -36,7 +46,7 @@ def shuffle_words(words: list[str], strength: float, edit_key: int) -> list[str]
 def truncate(words: list[str], strength: float, edit_key: int) -> list[str]:
     """Cut a share `strength` of the words off the end; at least one stays."""
     del edit_key
-    return words[: max(1, math.ceil((1 - strength) * len(words)))]
+    return words[: max(1, share_of(len(words), 1 - Fraction(repr(strength))))]
 
 
 def typos(words: list[str], strength: float, edit_key: int) -> list[str]:

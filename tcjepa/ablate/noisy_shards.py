@@ -104,7 +104,8 @@ def _samples(
     index = ShardIndex.open(data)
     reader = ShardReader(index, data.cache_bytes)
     kind = NoiseConfig(**config.model_dump(include=set(NoiseConfig.model_fields)))
-    noise = CaptionNoise(kind if split == config.train_split else NoiseConfig(), index)
+    kind = kind if split == config.train_split else NoiseConfig()
+    noise = CaptionNoise(kind, index, config.sources)
     with Progress(split, len(index), "images") as progress:
         for row in range(len(index)):
             image, image_format, sample = reader.image_and_sample(row)

@@ -118,7 +118,7 @@ class BatchBuilder:
     ) -> None:
         self.index, self.config, self.seed, self._shared = index, config, seed, shared
         self.reader = ShardReader(index, config.cache_bytes)
-        self.noise = CaptionNoise(config.noise, index)
+        self.noise = CaptionNoise(config.noise, index, config.caption_sources)
         self._scratch, self._read, self._batches = Scratch(), ReadMemory(), BatchMemory()
         self._carries = config.resize == "device"
 

@@ -1,4 +1,4 @@
-"""Classes of the training images, for the supervised baseline: columns of the shard index."""
+"""Classes of images: columns of the shard index."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Labels:
         self.classes: dict[str, list[str]] = {}
         columns = []
         for name in names:
-            values, numbers = _classes(index.table, name)
+            values, numbers = _classes(index.table, name, "train.labels")
             self.classes[name.removeprefix(META_PREFIX)] = values
             columns.append(numbers)
         self._numbers = np.stack(columns, axis=1)
@@ -44,30 +44,36 @@ class Labels:
         return torch.from_numpy(self._numbers[rows.numpy()].astype(np.int64))
 
 
-def _classes(table: pa.Table, name: str) -> tuple[list[str], NDArray[np.int32]]:
-    """Return a column's distinct values and the number of each row's, (rows,)."""
+def class_column(table: pa.Table, name: str, key: str) -> str:
+    """Return the column of an index that a label names, with or without `meta.`.
+
+    Raises `ConfigError`, which names the config key, for a column that is missing or holds nothing
+    that could be classes.
+    """
     own = next((n for n in (name, META_PREFIX + name) if n in table.column_names), None)
+    known = f"Columns that may be labels: {', '.join(_candidates(table)) or 'none'}"
     if own is None:
-        raise ConfigError(
-            f"train.labels: the shards have no column {name}. Columns that may be labels: "
-            f"{', '.join(_candidates(table)) or 'none'}"
-        )
+        raise ConfigError(f"{key}: the shards have no column {name}. {known}")
+    kind = table.column(own).type
+    if not _is_classes(kind):
+        raise ConfigError(f"{key}: {own} holds {kind}; classes are text or whole numbers. {known}")
+    return own
+
+
+def _classes(table: pa.Table, name: str, key: str) -> tuple[list[str], NDArray[np.int32]]:
+    """Return a column's distinct values and the number of each row's, (rows,)."""
+    own = class_column(table, name, key)
     column = table.column(own)
-    if not _is_classes(column.type):
-        raise ConfigError(
-            f"train.labels: {own} holds {column.type}; classes are text or whole numbers. Columns "
-            f"that may be labels: {', '.join(_candidates(table)) or 'none'}"
-        )
     if column.null_count:
         raise ConfigError(
-            f"train.labels: {column.null_count} of {len(column)} images have no {own}; add "
+            f"{key}: {column.null_count} of {len(column)} images have no {own}; add "
             f'"{own} is not None" to data.filter to train on the others, or leave the label out'
         )
     distinct = pc.unique(column)
     distinct = distinct.take(pc.sort_indices(distinct))
     if len(distinct) < 2:
         raise ConfigError(
-            f"train.labels: all {len(column)} images have the same {own}; there is nothing to learn"
+            f"{key}: all {len(column)} images have the same {own}; there is nothing to learn"
         )
     numbers = pc.index_in(column, value_set=distinct).to_numpy()
     return [str(value) for value in distinct.to_pylist()], numbers
@@ -87,4 +93,4 @@ def _candidates(table: pa.Table) -> list[str]:
     ]
 
 
-__all__ = ["Labels"]
+__all__ = ["Labels", "class_column"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.storage import Directory
 from tcjepa.config import TrainConfig
 from tcjepa.evaluate.tally import TALLIES_FILE, to_bytes
-from tcjepa.evaluation import evaluate_checkpoint, table, to_json
+from tcjepa.evaluation import check_evaluable, evaluate_checkpoint, table, to_json
 from tcjepa.train import checkpoint, distributed, hardware
 from tcjepa.train.checkpoint import Checkpoint
 from tcjepa.train.distributed import World
@@ -73,6 +73,8 @@ def _train(config: TrainConfig, world: World, say: Say, fresh: bool) -> Ending:
         aside = checkpoint.set_aside(Directory(config.run), WRITTEN)
         if aside:
             say(f"the earlier run's files are now in {Path(config.run) / aside}")
+    if world.is_main and config.train.evaluate_after:
+        check_evaluable(config.evaluate, config.data)
     distributed.wait(world)
     run = Run(config, world, say)
     if run.is_done:

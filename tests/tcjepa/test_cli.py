@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,6 +169,32 @@ QUICK = (
     "evaluate.linear.weight_decays=[0.0]",
     "evaluate.batch=8",
 )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluate.labels=[colour]", "evaluate.labels: the shards have no column colour. Columns"),
+        ("evaluate.labels=[score]", "meta.score holds double; classes are text or whole numbers"),
+        ("evaluate.labels=[late]", "no image of evaluate.test_split=test has meta.late"),
+        ("evaluate.test_split=val", "val"),
+    ],
+)
+def test_what_the_evaluation_would_miss_is_said_before_training(
+    tmp_path: Path, override: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, evaluate_after=True, steps=4)
+
+    def meta(number: int) -> dict[str, Any]:
+        late = {} if number % 3 == 0 else {"late": "yes"}
+        return {"parity": "even" if number % 2 == 0 else "odd", "score": 0.5, **late}
+
+    write_shards(
+        tmp_path / "shards", 30, split=lambda n: "test" if n % 3 == 0 else "train", meta=meta
+    )
+    assert main(["pretrain", str(config), *QUICK, override]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
 def test_pretraining_ends_with_a_table_and_its_json(trained: Path) -> None:

@@ -174,6 +174,33 @@ def test_swap_keeps_the_source_where_the_donor_has_it(tmp_path: Path) -> None:
     assert noise.text(0, index.uid(0), 1, lists[0], lists.__getitem__) == "alt"  # 1 mod 1
 
 
+@pytest.mark.parametrize(
+    ("donated", "sources", "lent"),
+    [
+        (["weak:relation", "strong:count"], None, "strong:count"),  # of the same captioner
+        (["weak:relation", "alt"], ["alt", "strong:*"], "alt"),  # of those that are read
+        (["weak:relation", "alt"], None, "weak:relation"),  # of the same number
+        (["weak:relation"], ["alt"], "weak:relation"),  # nothing else: the rate holds
+    ],
+)
+def test_what_is_lent_is_as_near_in_source_as_the_donor_has(
+    tmp_path: Path, donated: list[str], sources: list[str] | None, lent: str
+) -> None:
+    index = Index([1, 1], tmp_path)
+    noise = CaptionNoise(derangement(1.0), index, sources)
+    own = [caption("own", "strong:relation")]
+    theirs = [caption(source, source) for source in donated]
+    assert noise.text(0, index.uid(0), 0, own, lambda _: theirs) == lent
+
+
+@given(st.integers(0, 40), st.integers(0, 100))
+def test_a_share_is_of_the_decimal_that_was_written(count: int, percent: int) -> None:
+    words = [str(number) for number in range(count)]
+    strength = percent / 100
+    kept = -(-(100 - percent) * count // 100)
+    assert len(EDITS["truncate"](words, strength, 0)) == min(count, max(1, kept))
+
+
 WORDS = st.lists(st.text("abcdeXYZ", min_size=1, max_size=6), max_size=12)
 
 

@@ -13,6 +13,7 @@ from pipeline.schema import Caption
 from pipeline.settings import ConfigError, build
 from tcjepa.noise import CaptionNoise, NoiseConfig
 from tcjepa.noise_spans import SPAN_EDITS, hallucinate, swap_attributes, swap_nouns
+from tcjepa.noise_words import share_of
 from tests.tcjepa.shards import caption
 from tests.tcjepa.test_noise import Index, donors_of
 
@@ -61,7 +62,7 @@ def test_a_swap_touches_only_its_spans_and_takes_only_new_words(
     assert len(after) == len(before)
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert all(a in words and b.casefold() in strange for a, b in changed)
-    touched = -(-strength * len(own[part]) // 1)  # type: ignore[literal-required]
+    touched = share_of(len(own[part]), strength)  # type: ignore[literal-required]
     assert len(changed) == (touched if strange else 0)
 
 
@@ -141,6 +142,21 @@ def test_weaker_takes_the_images_own_caption_of_the_weaker_source(tmp_path: Path
     assert all(
         noise.text(row, index.uid(row), 0, own[:1], lambda _: []) == "strong" for row in range(50)
     )
+
+
+def test_as_many_weaker_captions_as_there_were_stronger_ones(tmp_path: Path) -> None:
+    """Captioners take turns in a list, so the numbers of one are all even, or all odd."""
+    config = NoiseConfig(kind="weaker", rate=1.0, weaker_sources=["weak:*"])
+    noise = CaptionNoise(config, Index([8] * 9, tmp_path))
+    own = [caption(f"{kind} {n}", f"{kind}:{n}") for n in range(4) for kind in ("strong", "weak")]
+    orders = set()
+    for row in range(9):
+        uid = noise._index.uid(row)  # type: ignore[attr-defined]
+        told = [noise.text(row, uid, number, own, lambda _: []) for number in range(8)]
+        assert sorted(told[::2]) == [f"weak {n}" for n in range(4)]
+        assert told[1::2] == [f"weak {n}" for n in range(4)]  # a weak one is what it is
+        orders.add(tuple(told[::2]))
+    assert len(orders) > 1
 
 
 def test_weaker_needs_to_know_what_is_weaker() -> None:
