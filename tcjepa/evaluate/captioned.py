@@ -50,17 +50,18 @@ def measured(tally: Tally) -> Measure:
 
     The error is that of a ratio of sums, linearised (Cochran 1977, Sampling Techniques, chapter 6):
     an image's words are far from independent, so images and not words are what is drawn. Raises
-    `ValueError` where every denominator is 0, or for several groups.
+    `ValueError` for several groups, or where fewer than two images have a denominator above 0: one
+    image has no such error.
     """
     if tally.sums.shape[1] != 1:
         raise ValueError("only a measure of one group has this error")
     numerators, denominators = tally.sums[:, 0].astype(np.float64).T
     total, count = denominators.sum(), int((denominators > 0).sum())
-    if not count:
-        raise ValueError("no image counts")
+    if count < 2:
+        raise ValueError(f"a standard error over images needs two that count, got {count}")
     value = numerators.sum() / total
     residual = float(np.square(numerators - value * denominators).sum())
-    error = math.sqrt(residual * count / max(count - 1, 1)) / total
+    error = math.sqrt(residual * count / (count - 1)) / total
     return Measure.over_seeds([float(value)], float(error))
 
 

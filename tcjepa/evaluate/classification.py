@@ -86,6 +86,8 @@ def _labelled(
             notes.append(f"{name}: {missing} {part} images without the label were left out")
     if unseen := int((asked == -1).sum()):
         notes.append(f"{name}: {unseen} test images have a class not seen in training: all wrong")
+    if len(classes) == 1:
+        notes.append(f"{name}: training images have one class only, so accuracy says nothing")
     if not int((asked != -2).sum()):
         raise LabelError(f"label {name!r}: no test record has it")
     images = keys_of(test.records)

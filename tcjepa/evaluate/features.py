@@ -100,23 +100,34 @@ def label_classes(records: Iterable[Mapping[str, Any]], name: str) -> list[str]:
     """Return the sorted classes that records give a label `name`; None and absence are no class.
 
     Integers and booleans sort by value, text by character. Raises `LabelError` where a value is
-    something else (a float is no class) or where no record has the label.
+    something else (a float or a list is no class) or where no record has the label.
     """
-    values = {record[name] for record in records if record.get(name) is not None}
+    values = {value for value in _labels(records, name) if value is not None}
     if not values:
         raise LabelError(f"label {name!r}: no record has it")
-    for value in values:
-        if not isinstance(value, (str, int)):
-            raise LabelError(f"label {name!r} has value {value!r}; classes are text or integers")
     numeric = not any(isinstance(value, str) for value in values)
     return [str(value) for value in (sorted(values) if numeric else sorted(map(str, values)))]
 
 
 def label_numbers(records: Iterable[Mapping[str, Any]], name: str, classes: list[str]) -> Tensor:
-    """Return class numbers (n,) int64: -1 for a class not in `classes`, -2 for no label."""
+    """Return class numbers (n,) int64: -1 for a class not in `classes`, -2 for no label.
+
+    Raises `LabelError` where a value is no class, as `label_classes` does.
+    """
     number = {known: index for index, known in enumerate(classes)}
-    values = (record.get(name) for record in records)
+    values = _labels(records, name)
     return torch.tensor([-2 if v is None else number.get(str(v), -1) for v in values])
+
+
+def _labels(records: Iterable[Mapping[str, Any]], name: str) -> Iterator[str | int | None]:
+    for record in records:
+        value = record.get(name)
+        if value is not None and not isinstance(value, (str, int)):
+            raise LabelError(
+                f"label {name!r} has a value of type {type(value).__name__}, {value!r:.80}; labels "
+                "must be text, integers or booleans"
+            )
+        yield value
 
 
 @contextmanager

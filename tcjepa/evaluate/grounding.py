@@ -9,9 +9,11 @@ is. `tcjepa.evaluate.mentions` says which words name a known object and which pa
 - Chance is the hit rate of a patch drawn evenly, for the same words: the object's share of the
   patches. It is the mean IoU of a map that marks everything, too.
 - Another object: how often a map is largest on an object that its word does not name, where the
-  image has one that another word names. The specificity is the difference, of the same words: 0
-  where maps find objects whatever the word, as those of a model may that was taught by captions of
-  other images. So a pointing game above chance is no evidence of grounding by itself.
+  image has one that another word names. The specificity is how much more often it is largest on its
+  own object there. Of both the mean is over an object's words first, then over an image's objects,
+  then over images, so that the specificity is exactly 0 for maps that find objects whatever the
+  word, as those of a model may that was taught by captions of other images: a pointing game above
+  chance is no evidence of grounding by itself.
 - Mean IoU of a map's patches above a threshold with the object's, each word counting alike. Maps
   are scaled to [0, 1] each and one threshold serves all, chosen on other images than it is tested
   on (as Choe et al. 2020, arXiv 2001.07437, ask for).
@@ -34,11 +36,13 @@ import torch
 from numpy.typing import NDArray
 
 from tcjepa import keyed
+from tcjepa.evaluate.annotations import PLACED_BY
 from tcjepa.evaluate.captioned import CaptionedImages, measured
 from tcjepa.evaluate.features import Prepare
 from tcjepa.evaluate.measure import Measure
 from tcjepa.evaluate.mention_maps import READINGS, mention_maps
-from tcjepa.evaluate.mentions import Mention, Mentions, find_mentions
+from tcjepa.evaluate.mentions import PLACELESS, Mention, Mentions, find_mentions
+from tcjepa.evaluate.pointing import between_objects, pointed
 from tcjepa.evaluate.tally import Tally
 from tcjepa.model.jepa import TCJEPA, normalise
 from tcjepa.text import TextEncoder
@@ -59,7 +63,7 @@ class NoGroundingError(ValueError):
 class Reading:
     """How well one way to read maps does; on the validation half what is chosen by.
 
-    `specificity` is None where no image has two objects with words.
+    `specificity` is None where fewer than two images have two objects with words.
     """
 
     pointing: float
@@ -74,9 +78,10 @@ class Reading:
 class GroundingResult:
     """Scores of the reading that the validation half chose, on the test half; shares in [0, 1].
 
-    `other` and `specificity`, a difference, are None where no image has two objects with words.
-    `per_category` is the pointing game of each name. `left_out` counts names whose referent is
-    unknown or unseen, by reason, of both halves; a word is one occurrence of a name.
+    `other` and `specificity`, a difference, are None where fewer than two images have two objects
+    with words: one image has no standard error. `per_category` is the pointing game of each name.
+    `left_out` counts names whose referent is unknown or unseen, by reason, of both halves; a word
+    is one occurrence of a name.
     """
 
     reading: str
@@ -106,19 +111,19 @@ def ground(
     """Measure a model's grounding on test images; return it, and tallies by measure's name.
 
     The model must attend to words. `batch` [images] go through it at a time. Tallies hold the
-    images of the test half that have a word. Raises `NoGroundingError` where one half has no word
-    whose object is known, `ValueError` as `find_mentions` does.
+    images of the test half that have a word. Raises `NoGroundingError` where the validation half
+    has no word whose object is known or the test half has none in two images, `AnnotationError` and
+    `ValueError` as `find_mentions` does.
     """
     grid = model.encoder.shape.grid
     mentions = find_mentions(test, text.spans_of, grid)
     held = halves(test.uids)
     if not mentions.annotated:
         raise NoGroundingError("no test image with captions is annotated")
-    if len({bool(held[mention.image]) for mention in mentions.found}) < 2:
-        raise NoGroundingError(
-            f"{len(mentions.found)} words of {mentions.annotated} annotated test images name an "
-            "object whose place is known: too few for a validation and a test half"
-        )
+    named = {mention.image for mention in mentions.found}
+    tested = sum(not held[image] for image in named)
+    if tested < 2 or tested == len(named):  # one image has no standard error
+        raise NoGroundingError(_too_few(mentions))
     maps = mention_maps(model, text, test, mentions.found, device, batch=batch, prepare=prepare)
     return score(maps, mentions, test.uids)
 
@@ -128,7 +133,8 @@ def score(
 ) -> tuple[GroundingResult, dict[str, Tally]]:
     """Return result and tallies of maps (W, R, P) of the mentions in images `uids` (n).
 
-    Each half of the images must have a mention. Raises `ValueError` for maps that are not finite.
+    The validation half must have a mention, the test half mentions in two images. Raises
+    `ValueError` for maps that are not finite.
     """
     if not np.isfinite(maps).all():
         raise ValueError("patch-word maps are not finite: the model has diverged")
@@ -141,21 +147,25 @@ def score(
     thresholds, validation = _best_thresholds(scaled[fitted], truth[fitted])
     overlaps = ious(scaled[tested], truth[tested], thresholds)
     own = [found[number] for number in tested]
-    others, beside = _on_others(maps[tested], own)
+    # (I, R) each, of the I images of the test half that have a word.
+    others, specificity = between_objects(maps[tested], own)
+    beside = np.isfinite(others[:, best])
     readings = {
         name: Reading(
             pointing=float(hits[tested, number].mean()),
             miou=float(overlaps[:, number].mean()),
             threshold=float(thresholds[number]),
-            specificity=_mean((hits[tested] - others)[beside, number]),
+            specificity=_mean(specificity[beside, number]),
             validation_pointing=float(hits[fitted, number].mean()),
             validation_miou=float(validation[number]),
         )
         for number, name in enumerate(READINGS)
     }
-    tallies = _tallies(
-        own, uids, hits[tested, best], overlaps[:, best], np.where(beside, others[:, best], np.nan)
-    )
+    tallies = _tallies(own, uids, hits[tested, best], overlaps[:, best])
+    if beside.any():
+        for name, values in ((OTHER, others[:, best]), (SPECIFICITY, specificity[:, best])):
+            sums = np.where(beside, values, 0)[:, None], beside[:, None]
+            tallies[name] = Tally.of_ratios(tallies[POINTING].images, *sums)
     result = GroundingResult(
         reading=READINGS[best],
         threshold=float(thresholds[best]),
@@ -177,12 +187,6 @@ def score(
 def halves(uids: Sequence[str]) -> NDArray[np.bool_]:
     """Return which images (n,) are of the validation half; a function of each uid."""
     return np.array([keyed.draws(keyed.key("grounding half", uid), 1)[0] < 0.5 for uid in uids])
-
-
-def pointed(maps: Floats, truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return hits (W, R) in [0, 1] of maps (W, R, P) on the objects' patches (W, P)."""
-    largest = maps == maps.max(axis=2, keepdims=True)
-    return np.asarray((largest & truth[:, None]).sum(axis=2) / largest.sum(axis=2))
 
 
 def ious(
@@ -209,46 +213,33 @@ def _best_thresholds(
     return np.array(THRESHOLDS)[tried.argmax(axis=0)], tried.max(axis=0)
 
 
-def _on_others(
-    maps: Floats, mentions: Sequence[Mention]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return mean hits (W, R) of maps (W, R, P) on other named objects; if there are any (W,)."""
-    named: dict[int, dict[str, NDArray[np.bool_]]] = {}
-    for mention in mentions:
-        named.setdefault(mention.image, {})[mention.category] = mention.patches
-    hits, beside = np.zeros(maps.shape[:2]), np.zeros(len(mentions), bool)
-    for number, mention in enumerate(mentions):
-        objects = named[mention.image]
-        others = [patches for category, patches in objects.items() if category != mention.category]
-        if others:
-            each = np.broadcast_to(maps[number], (len(others), *maps.shape[1:]))
-            hits[number], beside[number] = pointed(each, np.stack(others)).mean(axis=0), True
-    return hits, beside
-
-
 def _tallies(
     mentions: Sequence[Mention],
     uids: Sequence[str],
     hits: NDArray[np.float64],
     overlaps: NDArray[np.float64],
-    others: NDArray[np.float64],
 ) -> dict[str, Tally]:
-    """Return the tallies of words (W,), over the images that have any; `others` is nan for none."""
-    every, beside = np.ones(len(mentions)), np.isfinite(others)
+    """Return the tallies of what counts each word (W,) alike, over the images that have any."""
     sums = {
-        POINTING: (hits, every),
-        CHANCE: (np.array([mention.patches.mean() for mention in mentions]), every),
-        MIOU: (overlaps, every),
-        OTHER: (np.where(beside, others, 0), beside),
-        SPECIFICITY: (np.where(beside, hits - others, 0), beside),
+        POINTING: hits,
+        CHANCE: np.array([mention.patches.mean() for mention in mentions]),
+        MIOU: overlaps,
     }
     rows, place = np.unique([mention.image for mention in mentions], return_inverse=True)
-    keys = [uids[row] for row in rows]
+    keys, words = [uids[row] for row in rows], np.bincount(place)
     return {
-        name: Tally.of_ratios(keys, *(np.bincount(place, each)[:, None] for each in pair))
-        for name, pair in sums.items()
-        if pair[1].any()
+        name: Tally.of_ratios(keys, np.bincount(place, each)[:, None], words[:, None])
+        for name, each in sums.items()
     }
+
+
+def _too_few(mentions: Mentions) -> str:
+    said = (
+        f"{len(mentions.found)} words of {mentions.annotated} annotated test images name an object "
+        "whose place is known: too few for a validation and a test half of two images"
+    )
+    lost = mentions.left_out[PLACELESS]
+    return f"{said}; {lost} more name an {PLACELESS}: {PLACED_BY}" if lost else said
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
@@ -274,6 +265,5 @@ __all__ = [
     "ground",
     "halves",
     "ious",
-    "pointed",
     "score",
 ]

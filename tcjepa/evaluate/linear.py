@@ -171,7 +171,7 @@ def _result(
         majority=float((test_labels == commonest).double().mean()),
         classes=classes,
         chosen=chosen,
-        edges=edges(chosen, config),
+        edges=edges(chosen, config) if classes > 1 else (),  # of one class, all settings are right
     )
     return result, right.mean(dim=0)
 

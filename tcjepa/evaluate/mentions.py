@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.schema import Caption
+from tcjepa.evaluate.annotations import AnnotatedObject, objects_of, size_of
 from tcjepa.evaluate.captioned import CaptionedImages
-from tcjepa.evaluate.rasterise import ObjectMask, parse, rasterise_objects
+from tcjepa.evaluate.rasterise import ObjectMask, rasterise_objects
 
 SpansOf = Callable[[str], list[tuple[int, int]]]
 """`tcjepa.text.TextEncoder.spans_of`: the characters of each of a caption's pieces."""
@@ -34,6 +35,8 @@ Bools = NDArray[np.bool_]
 
 #: A patch shows an object that covers this much of it; one that shows less in all is not seen.
 COVERED: Final = 0.5
+#: Why a name is left out whose object has neither box nor polygon.
+PLACELESS: Final = "object without box or polygon"
 _PART = re.compile(r"[^\W_]+")
 
 
@@ -60,18 +63,20 @@ class Mentions:
 def find_mentions(test: CaptionedImages, spans_of: SpansOf, grid: tuple[int, int]) -> Mentions:
     """Return the mentions of a test set; names are the categories of its own annotations.
 
-    `grid` is the encoder's (rows, columns) of patches. Raises `ValueError` for malformed
-    annotations and for a crop that the grid does not divide.
+    `grid` is the encoder's (rows, columns) of patches. Raises `AnnotationError` for annotations
+    that are malformed or lack the image's size, `ValueError` for a crop that the grid does not
+    divide.
     """
-    truths = [_truth(record) for record in test.records]
-    names = {_key(item["category"]) for truth in truths for item in _objects(truth)} - {""}
+    truths = [objects_of(*pair) for pair in zip(test.records, test.uids, strict=True)]
+    names = {_key(one.category) for truth in truths for one in truth or ()} - {""}
     pattern = _pattern(names)
     found: list[Mention] = []
     left_out: Counter[str] = Counter()
     for image, truth in enumerate(truths):
         if truth is None or pattern is None:
             continue
-        count = Counter(_key(item["category"]) for item in _objects(truth))
+        count = Counter(_key(one.category) for one in truth)
+        placeless = {_key(one.category) for one in truth if one.outline is None}
         seen: dict[str, Bools] | None = None
         for number, caption in enumerate(test.captions[image]):
             spans: list[tuple[int, int]] | None = None
@@ -81,8 +86,12 @@ def find_mentions(test: CaptionedImages, spans_of: SpansOf, grid: tuple[int, int
                 if count[name] > 1:
                     left_out["one of several objects of the category"] += 1
                     continue
+                if name in placeless:
+                    left_out[PLACELESS] += 1
+                    continue
                 if seen is None:
-                    seen = _seen(truth, test.records[image], test.images.shape[-1], grid)
+                    size = size_of(test.records[image], test.uids[image])
+                    seen = _seen(truth, size, test.images.shape[-1], grid)
                 if name not in seen:
                     left_out["object outside the crop, or hidden"] += 1
                     continue
@@ -112,26 +121,17 @@ def object_patches(shown: ObjectMask, number: int, grid: tuple[int, int]) -> Boo
     return np.asarray(covered >= min(COVERED, covered.max()))
 
 
-def _truth(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    annotations = record.get("annotations")
-    return None if annotations is None else parse(annotations)
-
-
-def _objects(truth: dict[str, Any] | None) -> list[dict[str, Any]]:
-    return [] if truth is None else truth.get("objects", [])
-
-
 def _seen(
-    truth: dict[str, Any], record: Mapping[str, Any], size: int, grid: tuple[int, int]
+    objects: Sequence[AnnotatedObject], size: tuple[int, int], side: int, grid: tuple[int, int]
 ) -> dict[str, Bools]:
-    """Return the patches of each object that is seen, by category; the last of equals."""
-    width, height = record.get("width"), record.get("height")
-    if not width or not height:
-        raise ValueError("a record with annotations needs the image's width and height")
-    shown = rasterise_objects(truth, size, width=width, height=height)
+    """Return the patches of each object that is seen, by category; the last of equals.
+
+    `size` is the image's (width, height), `side` that of its crop, all in pixels.
+    """
+    shown = rasterise_objects(objects, side, width=size[0], height=size[1])
     patches = {
-        _key(item["category"]): object_patches(shown, number, grid)
-        for number, item in enumerate(_objects(truth), start=1)
+        _key(one.category): object_patches(shown, number, grid)
+        for number, one in enumerate(objects, start=1)
     }
     return {name: own for name, own in patches.items() if own is not None}
 
@@ -157,4 +157,4 @@ def _names(pattern: re.Pattern[str], caption: Caption) -> Iterator[tuple[int, in
             yield start, end, _key(match.group())
 
 
-__all__ = ["COVERED", "Mention", "Mentions", "find_mentions", "object_patches"]
+__all__ = ["COVERED", "PLACELESS", "Mention", "Mentions", "find_mentions", "object_patches"]

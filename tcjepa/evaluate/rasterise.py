@@ -6,65 +6,58 @@ every pixel whose centre lies inside is filled, later objects over earlier ones.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tcjepa.data.augment import crop_geometry
+from tcjepa.evaluate.annotations import AnnotatedObject, AnnotationError, Polygon
 
 BACKGROUND = 0
 IGNORED = 255
 _MOST_CLASSES = 254
 
-Polygon = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.uint8]
 ObjectMask = npt.NDArray[np.int16]
 
 
-def parse(annotations: dict[str, Any] | str) -> dict[str, Any]:
-    """Return annotations as a dict from a dict or JSON text; raises `ValueError` if malformed."""
-    parsed = json.loads(annotations) if isinstance(annotations, str) else annotations
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("objects", []), list):
-        raise ValueError('annotations must be a JSON object with a list under "objects"')
-    return parsed
+def categories(annotations: Iterable[Sequence[AnnotatedObject]]) -> list[str]:
+    """Return the sorted categories of objects with a place: class c of a mask is entry c - 1.
 
-
-def categories(annotations: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the sorted categories of all objects: class c of a mask is entry c - 1.
-
-    Raises `ValueError` above 254 categories, which a mask of bytes cannot hold.
+    Raises `AnnotationError` above 254 categories, which a mask of bytes cannot hold.
     """
-    found = sorted({item["category"] for one in annotations for item in one.get("objects", [])})
+    drawn = (one for objects in annotations for one in objects if one.outline is not None)
+    found = sorted({one.category for one in drawn})
     if len(found) > _MOST_CLASSES:
-        raise ValueError(f"{len(found)} categories; a mask holds at most {_MOST_CLASSES}")
+        raise AnnotationError(
+            f"{len(found)} categories are annotated and a mask holds at most {_MOST_CLASSES}; name "
+            "fewer of them"
+        )
     return found
 
 
 def crop_polygons(
-    annotations: dict[str, Any], width: int, height: int, size: int
-) -> list[tuple[str, Polygon]]:
-    """Return (category, vertices (V, 2) as x, y in crop pixels) of each object, painting order.
+    objects: Sequence[AnnotatedObject], width: int, height: int, size: int
+) -> list[Polygon | None]:
+    """Return the vertices (V, 2) as x, y in crop pixels of each object; None where unknown.
 
     `width` and `height` [pixels] are those of the image that the annotations' fractions refer to;
-    `size` [pixels] is the side of the centre crop. An object without polygon gives its box. Points
-    outside the crop are kept, so that a polygon is cut by its edges and not by its vertices.
-    Raises `ValueError` for an object with neither polygon nor box.
+    `size` [pixels] is the side of the centre crop. Points outside the crop are kept, so that a
+    polygon is cut by its edges and not by its vertices.
     """
     if width < 1 or height < 1:
         raise ValueError(f"an image of {width} × {height} pixels has no crop")
     geometry = crop_geometry(height, width, size)
     resized, corner = np.array(geometry.resized), np.array(geometry.corner)
     return [
-        (item["category"], _vertices(item) * resized[::-1] - corner[::-1])
-        for item in annotations.get("objects", [])
+        None if one.outline is None else one.outline * resized[::-1] - corner[::-1]
+        for one in objects
     ]
 
 
 def rasterise(
-    annotations: dict[str, Any],
+    objects: Sequence[AnnotatedObject],
     size: int,
     classes: Sequence[str],
     *,
@@ -77,34 +70,24 @@ def rasterise(
     Polygons are filled by the even-odd rule at pixel centres.
     """
     number = {name: index for index, name in enumerate(classes, start=1)}
-    own = [number.get(item["category"], IGNORED) for item in annotations.get("objects", [])]
-    shown = rasterise_objects(annotations, size, width=width, height=height)
+    own = [number.get(one.category, IGNORED) for one in objects]
+    shown = rasterise_objects(objects, size, width=width, height=height)
     return np.array([BACKGROUND, *own], np.uint8)[shown]
 
 
 def rasterise_objects(
-    annotations: dict[str, Any], size: int, *, width: int, height: int
+    objects: Sequence[AnnotatedObject], size: int, *, width: int, height: int
 ) -> ObjectMask:
     """Return which object is seen at each pixel of the centre crop, (size, size) int16.
 
-    0 is background, n the annotation's n-th object, counted from 1; otherwise as `rasterise`.
+    0 is background, n the n-th object, counted from 1; otherwise as `rasterise`. Objects without
+    outline are not drawn.
     """
     mask = np.zeros((size, size), np.int16)
-    for number, (_, vertices) in enumerate(
-        crop_polygons(annotations, width, height, size), start=1
-    ):
-        _fill(mask, vertices, number)
+    for number, vertices in enumerate(crop_polygons(objects, width, height, size), start=1):
+        if vertices is not None:
+            _fill(mask, vertices, number)
     return mask
-
-
-def _vertices(item: dict[str, Any]) -> Polygon:
-    if item.get("polygon"):
-        return np.asarray(item["polygon"], np.float64).reshape(-1, 2)
-    if item.get("box"):
-        left, top, right, bottom = item["box"]
-        corners = [[left, top], [right, top], [right, bottom], [left, bottom]]
-        return np.asarray(corners, np.float64)
-    raise ValueError(f"object {item.get('category')!r} has neither polygon nor box")
 
 
 def _fill(mask: ObjectMask, vertices: Polygon, value: int) -> None:
@@ -138,7 +121,6 @@ __all__ = [
     "IGNORED",
     "categories",
     "crop_polygons",
-    "parse",
     "rasterise",
     "rasterise_objects",
 ]

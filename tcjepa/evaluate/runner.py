@@ -8,6 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tcjepa.evaluate.annotations import (
+    PLACED_BY,
+    AnnotatedObject,
+    AnnotationError,
+    objects_of,
+    size_of,
+)
 from tcjepa.evaluate.classification import FOLDER_LABEL, classify
 from tcjepa.evaluate.config import EvaluateConfig
 from tcjepa.evaluate.features import (
@@ -16,9 +23,9 @@ from tcjepa.evaluate.features import (
     Prepare,
     extract,
 )
-from tcjepa.evaluate.rasterise import BACKGROUND, IGNORED, categories, parse, rasterise
+from tcjepa.evaluate.rasterise import BACKGROUND, IGNORED, categories, rasterise
 from tcjepa.evaluate.report import EvaluationResult, SpectrumResult
-from tcjepa.evaluate.segmentation import SegmentationResult, segment
+from tcjepa.evaluate.segmentation import NoSegmentationError, SegmentationResult, segment
 from tcjepa.evaluate.spectrum import feature_std, lidar, rankme
 from tcjepa.evaluate.tally import Tally, keys_of
 from tcjepa.evaluate.views import FirstImages, view_features
@@ -40,10 +47,11 @@ def evaluate(
 
     Batches are pairs of images (B, 3, H, H) uint8, already resized and centre-cropped to
     `config.image_size`, and B records. A record maps label names to text or integers (None or
-    absent where unknown) and may have `annotations` (dict or JSON text), which then needs the
-    original `width` and `height` [pixels]. Pass images in random order where `max_train`,
-    `max_test` or segmentation's limits cut the set short: the first images are taken. `prepare`
-    must be what the encoder was trained with (see `extract`); the totals are for progress lines.
+    absent where unknown) and may have `annotations` (see `annotations.parse`), whose objects need
+    the original `width` and `height` [pixels]; where they cannot serve, a note says why there is no
+    segmentation. Pass images in random order where `max_train`, `max_test` or segmentation's limits
+    cut the set short: the first images are taken. `prepare` must be what the encoder was trained
+    with (see `extract`); the totals are for progress lines.
 
     Raises `ValueError` for empty sets, labels that no training record has and encoders that do not
     return finite (B, P, D) tokens.
@@ -106,24 +114,28 @@ def _segment(
     if train.patches is None or test.patches is None or train.patch_rows is None:
         notes.append("segmentation: skipped, no image of the training or the test set is annotated")
         return None
-    if "mask" in train.records[int(train.patch_rows[0])]:
-        classes, train_masks, test_masks = _given_masks(train, test)
-    else:
-        classes, train_masks, test_masks = _drawn_masks(train, test, config.image_size)
-    if unseen := int((test_masks == IGNORED).any(dim=2).any(dim=1).sum()):
-        notes.append(
-            f"segmentation: {unseen} test images have pixels that are ignored: marked so, or of a "
-            "category not seen in training"
+    try:
+        if "mask" in train.records[int(train.patch_rows[0])]:
+            classes, train_masks, test_masks = _given_masks(train, test)
+        else:
+            classes, train_masks, test_masks = _drawn_masks(train, test, config.image_size, notes)
+        if unseen := int((test_masks == IGNORED).any(dim=2).any(dim=1).sum()):
+            notes.append(
+                f"segmentation: {unseen} test images have pixels that are ignored: marked so, of a "
+                "category not seen in training, or of an image none of whose objects has a place"
+            )
+        result, pixels = segment(
+            train.patches.to(device),
+            train_masks.to(device),
+            test.patches.to(device),
+            test_masks.to(device),
+            classes=classes,
+            config=config.segmentation.sweep,
+            seeds=config.seeds,
         )
-    result, pixels = segment(
-        train.patches.to(device),
-        train_masks.to(device),
-        test.patches.to(device),
-        test_masks.to(device),
-        classes=classes,
-        config=config.segmentation.sweep,
-        seeds=config.seeds,
-    )
+    except (AnnotationError, NoSegmentationError) as error:
+        notes.append(f"segmentation: skipped, {error}")
+        return None
     notes += [f"segmentation: the best setting has the sweep's {edge}" for edge in result.edges]
     keys = keys_of(test.records)
     images = [keys[row] for row in _rows(test)]
@@ -148,13 +160,21 @@ def _given_masks(train: Features, test: Features) -> tuple[list[str], Tensor, Te
     return ["background", *map(str, range(1, largest + 1))], masks[0], masks[1]
 
 
-def _drawn_masks(train: Features, test: Features, size: int) -> tuple[list[str], Tensor, Tensor]:
+def _drawn_masks(
+    train: Features, test: Features, size: int, notes: list[str]
+) -> tuple[list[str], Tensor, Tensor]:
     """Return class names and both sets' masks (n, H, H), drawn from annotations."""
-    truth = [_annotations(train), _annotations(test)]
+    truth = [_objects(train), _objects(test)]
+    every = [one for part in truth for objects in part for one in objects]
+    if lost := sum(one.outline is None for one in every):
+        notes.append(
+            f"segmentation: {lost} of {len(every)} annotated objects have neither box nor polygon "
+            f"and are not drawn; {PLACED_BY}"
+        )
     classes = categories(truth[0])
     train_masks, test_masks = (
-        _masks(features, parsed, classes, size)
-        for features, parsed in zip((train, test), truth, strict=True)
+        _masks(features, objects, classes, size)
+        for features, objects in zip((train, test), truth, strict=True)
     )
     return ["background", *classes], train_masks, test_masks
 
@@ -163,20 +183,22 @@ def _rows(features: Features) -> list[int]:
     return [] if features.patch_rows is None else features.patch_rows.tolist()
 
 
-def _annotations(features: Features) -> list[dict[str, Any]]:
-    return [parse(features.records[row]["annotations"]) for row in _rows(features)]
+def _objects(features: Features) -> list[list[AnnotatedObject]]:
+    keys = keys_of(features.records)
+    return [objects_of(features.records[row], keys[row]) or [] for row in _rows(features)]
 
 
 def _masks(
-    features: Features, parsed: list[dict[str, Any]], classes: list[str], size: int
+    features: Features, truth: list[list[AnnotatedObject]], classes: list[str], size: int
 ) -> Tensor:
-    rows = _rows(features)
-    masks = np.zeros((len(rows), size, size), np.uint8)
-    for mask, row, one in zip(masks, rows, parsed, strict=True):
-        record = features.records[row]
-        if not record.get("width") or not record.get("height"):
-            raise ValueError("a record with annotations needs the image's width and height")
-        mask[:] = rasterise(one, size, classes, width=record["width"], height=record["height"])
+    rows, keys = _rows(features), keys_of(features.records)
+    masks = np.full((len(rows), size, size), BACKGROUND, np.uint8)
+    for mask, row, objects in zip(masks, rows, truth, strict=True):
+        if any(one.outline is not None for one in objects):
+            width, height = size_of(features.records[row], keys[row])
+            mask[:] = rasterise(objects, size, classes, width=width, height=height)
+        elif objects:
+            mask[:] = IGNORED  # they may be anywhere, and so may be the background
     return torch.from_numpy(masks)
 
 

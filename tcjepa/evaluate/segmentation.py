@@ -32,13 +32,17 @@ from tcjepa.evaluate.iou import (
 )
 from tcjepa.evaluate.linear import edges, split
 from tcjepa.evaluate.measure import Measure
-from tcjepa.evaluate.rasterise import IGNORED
+from tcjepa.evaluate.rasterise import BACKGROUND, IGNORED
 from tcjepa.evaluate.sweep import Classifiers, Setting, Standardiser, grid, train
 
 _CHUNK = 32
 
 _Data = tuple[Tensor, Tensor]
 """Standardised features (n, P, D) and class shares (n, P, K), float16."""
+
+
+class NoSegmentationError(ValueError):
+    """Segmentation cannot be measured here; the message says why, for a note."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,11 @@ def segment(
     `classes` names mask values 0 to K - 1; 255 is ignored. Per seed, the setting is
     chosen by mIoU on held-out training images and trained again on all of them. The second result
     (m, seeds·K, 2) int64, on the CPU, holds intersection and union [pixels] of each test image,
-    each seed's classes in turn: mIoU is the mean over all of them. Raises `ValueError`
-    for fewer than two training images, no test image, or masks that the patch grid does not divide.
+    each seed's classes in turn: mIoU is the mean over all of them. Raises
+    `NoSegmentationError` for fewer than two training or test images, or where those of either show
+    background only, `ValueError` for masks that the patch grid does not divide.
     """
-    if len(train_patches) < 2 or not len(test_patches):
-        raise ValueError(
-            f"segmentation needs two training images and one test image, "
-            f"got {len(train_patches)} and {len(test_patches)}"
-        )
+    _check(train_masks, test_masks)
     side, names = _grid_side(train_patches, train_masks), list(classes)
     standardise = Standardiser.fit(train_patches.flatten(0, 1))
     features = _transform(standardise, train_patches)
@@ -112,6 +113,22 @@ def segment(
         test_images=len(test_patches),
     )
     return result, torch.cat([intersections_and_unions(table) for table in tables], dim=1).cpu()
+
+
+def _check(train_masks: Tensor, test_masks: Tensor) -> None:
+    if len(train_masks) < 2 or len(test_masks) < 2:  # one test image has no standard error
+        raise NoSegmentationError(
+            "it needs two training images and two test images with a mask or annotations, "
+            f"got {len(train_masks)} and {len(test_masks)}"
+        )
+    parts = {"training images show no object": train_masks}
+    parts["test images show no object of a class seen in training"] = test_masks
+    for problem, masks in parts.items():
+        if not bool(((masks != BACKGROUND) & (masks != IGNORED)).any()):
+            raise NoSegmentationError(
+                f"the {len(masks)} {problem}; annotate some, or leave segmentation out of "
+                "evaluate.tasks"
+            )
 
 
 def _grid_side(patches: Tensor, masks: Tensor) -> int:
@@ -202,4 +219,4 @@ def _test(head: Classifiers, tested: Tensor, masks: Tensor, side: int, classes: 
     return torch.cat(tables)
 
 
-__all__ = ["SegmentationResult", "segment"]
+__all__ = ["NoSegmentationError", "SegmentationResult", "segment"]

@@ -124,7 +124,8 @@ def train(
     device = rows.device
     initial = torch.randn(width, 1, classes, generator=generator) * _INITIAL_STD
     # One initial point for all settings: they differ by what the sweep varies and nothing else.
-    weight = initial.expand(width, len(settings), classes).reshape(width, -1).to(device)
+    # Copied, since steps are in place: of one class a reshaped view would stay a view.
+    weight = initial.repeat(1, len(settings), 1).view(width, -1).to(device)
     bias = torch.zeros(len(settings) * classes, device=device)
     rate = _columns([s.learning_rate for s in settings], classes, device)
     decay = _columns([s.weight_decay for s in settings], classes, device)

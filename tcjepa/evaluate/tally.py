@@ -3,8 +3,9 @@
 Every measure that is taken image by image is a mean of ratios of sums. Accuracy: one group, (hit,
 1), the hit averaged over probe seeds. mIoU: a group per class, (intersection, union) in pixels. A
 loss, or a difference of losses: one group, (value, 1). Pointing game: one group, (hits, words
-pointed with). The measure is the mean, over the groups whose denominators are not all zero, of
-sum of numerators / sum of denominators; so one bootstrap serves all of them.
+pointed with); its specificity: one group, (difference, 1), or zeros for an image that has none. The
+measure is the mean, over the groups whose denominators are not all zero, of sum of numerators / sum
+of denominators; so one bootstrap serves all of them.
 
 Shapes: n test images, G groups.
 """

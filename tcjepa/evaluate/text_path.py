@@ -9,9 +9,11 @@ import torch
 
 from pipeline.settings import ConfigError
 from tcjepa.evaluate.agreement import NoAgreementError, agree
+from tcjepa.evaluate.annotations import PLACED_BY, AnnotationError
 from tcjepa.evaluate.captioned import CaptionedImages
 from tcjepa.evaluate.config import EvaluateConfig
 from tcjepa.evaluate.grounding import NoGroundingError, ground
+from tcjepa.evaluate.mentions import PLACELESS
 from tcjepa.evaluate.report import EvaluationResult
 from tcjepa.evaluate.tally import Tally
 from tcjepa.masks import MaskConfig
@@ -36,8 +38,9 @@ def with_text_path(
 ) -> Found:
     """Return an encoder's result and tallies with the text tasks of its model added.
 
-    `masks` are those it was trained with. A task that cannot be measured leaves a note. Raises
-    `ConfigError` for what no note can excuse: broken annotations, a model that has diverged.
+    `masks` are those it was trained with. A task that cannot be measured leaves a note, broken
+    annotations among the reasons. Raises `ConfigError` for what no note can excuse: a model that
+    has diverged.
     """
     result, tallies = found
     notes: list[str] = []
@@ -53,7 +56,9 @@ def with_text_path(
                 _check_words(model, text)
                 grounding, own = ground(model, text, test, device, batch=config.batch)
                 result, tallies = dataclasses.replace(result, grounding=grounding), tallies | own
-            except NoGroundingError as error:
+                if lost := grounding.left_out.get(PLACELESS):
+                    notes.append(f"grounding: {lost} words name an {PLACELESS}; {PLACED_BY}")
+            except (NoGroundingError, AnnotationError) as error:
                 notes.append(f"grounding: skipped, {error}")
     except ValueError as error:
         raise ConfigError(f"evaluate: {error}") from error

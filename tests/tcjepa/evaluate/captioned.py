@@ -30,7 +30,7 @@ def noun(text: str, *words: str) -> Caption:
 
 def images_of(
     captions: Sequence[Sequence[Caption | str]],
-    objects: Sequence[Sequence[dict[str, Any]] | None],
+    objects: Sequence[Sequence[dict[str, Any] | str] | None],
     size: tuple[int, int] = (256, 256),
 ) -> CaptionedImages:
     """Return noise images with these captions and objects; `size` is (width, height) [px]."""

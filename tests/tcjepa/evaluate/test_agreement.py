@@ -18,8 +18,6 @@ from tcjepa.evaluate.agreement import (
     derangement,
     prediction_errors,
 )
-from tcjepa.evaluate.captioned import measured
-from tcjepa.evaluate.tally import Tally
 from tcjepa.masks import MaskConfig, Masks, sample_masks
 from tcjepa.model.jepa import normalise
 from tcjepa.text import HashedEncoder, TextConfig
@@ -109,18 +107,3 @@ def test_a_model_that_diverged_is_said_to_have():
     torch.nn.init.constant_(model.predictor.project.weight, torch.nan)
     with pytest.raises(ValueError, match="diverged"):
         agree(model, TEXT, some_images(4), MASKS, CPU, batch=2)
-
-
-def test_the_error_of_a_ratio_is_what_drawing_images_again_gives():
-    rng = np.random.default_rng(0)
-    words = rng.integers(1, 6, 400)
-    hits = rng.binomial(words, rng.beta(2, 3, 400))
-    tally = Tally.of_ratios([str(n) for n in range(400)], hits[:, None], words[:, None])
-    drawn = rng.integers(0, 400, (4000, 400))
-    again = hits[drawn].sum(1) / words[drawn].sum(1)
-    assert measured(tally).value == pytest.approx(hits.sum() / words.sum())
-    assert measured(tally).error == pytest.approx(again.std(), rel=0.1)
-    with pytest.raises(ValueError, match="no image counts"):
-        measured(Tally.of_ratios(["a"], [[0.0]], [[0.0]]))
-    with pytest.raises(ValueError, match="one group"):
-        measured(Tally.of_ratios(["a"], [[0.0, 1.0]], [[1.0, 1.0]]))

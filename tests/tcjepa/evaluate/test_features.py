@@ -1,10 +1,12 @@
 """Extraction: order, limits, pooling, the encoder's mode, labels."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
-from tcjepa.evaluate.features import extract, label_classes, label_numbers
+from tcjepa.evaluate.features import LabelError, extract, label_classes, label_numbers
 from tcjepa.model.jepa import normalise
 
 CPU = torch.device("cpu")
@@ -95,5 +97,14 @@ def test_labels_are_numbered_by_the_training_set():
     assert label_classes([{"n": 10}, {"n": 9}], "n") == ["9", "10"]
     with pytest.raises(ValueError, match="no record has it"):
         label_classes(records, "b")
-    with pytest.raises(ValueError, match=r"0\.5"):
-        label_classes([{"a": 0.5}], "a")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(0.5, "float"), (["dog", "cat"], "list"), ({"dog": 1}, "dict")]
+)
+def test_what_is_no_class_is_named_in_training_and_test_records(value, kind):
+    said = f"label 'a' has a value of type {kind}, {value!r}; labels must be text, integers"
+    with pytest.raises(LabelError, match=re.escape(said)):
+        label_classes([{"a": "dog"}, {"a": value}], "a")
+    with pytest.raises(LabelError, match=re.escape(said)):
+        label_numbers([{"a": "dog"}, {"a": value}], "a", ["dog"])

@@ -105,10 +105,29 @@ def test_maps_that_find_objects_but_not_words_are_not_specific():
     own = objects[[mention.image for mention in mentions.found]]
     # Every object of the image is marked alike, whatever the word.
     even = np.repeat(own[:, None].astype(np.float32), len(READINGS), axis=1)
-    result, _ = score(even, mentions, uids)
+    result, tallies = score(even, mentions, uids)
     assert result.pointing.value > 3 * result.chance.value
     assert result.specificity is not None
-    assert result.specificity.value == pytest.approx(0, abs=3 * result.specificity.error)
+    assert result.specificity.value == result.specificity.error == 0
+    assert {reading.specificity for reading in result.readings.values()} == {0.0}
+    assert not tallies[SPECIFICITY].sums[..., 0].any()
+
+
+def test_an_object_that_is_named_more_often_counts_no_more_for_itself():
+    """Five words of A and one of B, and every map on A: 0.667 if words counted alike."""
+    at = {"A": np.eye(PATCHES, dtype=bool)[3], "B": np.eye(PATCHES, dtype=bool)[9]}
+    found = [
+        Mention(image, number, (0,), name, at[name])
+        for image in range(20)
+        for number, name in enumerate("AAAAAB")
+    ]
+    mentions = Mentions(found, Counter(), 20)
+    maps = np.broadcast_to(at["A"], (120, len(READINGS), PATCHES)).astype(np.float32)
+    result, _ = score(maps, mentions, [f"{image:032x}" for image in range(20)])
+    assert result.specificity is not None and result.other is not None
+    assert (result.specificity.value, result.specificity.error) == (0, 0)
+    assert result.other.value == 0.5
+    assert result.pointing.value == pytest.approx(5 / 6)  # of words, as ever
 
 
 def plain_hit(values: list[float], patches: np.ndarray) -> float:
@@ -157,21 +176,32 @@ def test_every_score_against_a_plain_reference():
     assert (result.pointing.value, result.miou.value) == pytest.approx(
         (chosen.pointing, chosen.miou)
     )
-    others, own = [], []
-    for w in tested:
-        mention, values = mentions.found[w], maps[w, READINGS.index(result.reading)].tolist()
-        beside = {
-            m.category: m.patches
-            for m in mentions.found
-            if m.image == mention.image and m.category != mention.category
-        }
-        if beside:
-            hits = [plain_hit(values, patches) for patches in beside.values()]
-            others.append(sum(hits) / len(hits))
-            own.append(plain_hit(values, mention.patches))
+    others, differences = [], []
+    for image in {mentions.found[w].image for w in tested}:
+        words: dict[str, list[int]] = {}
+        for w in tested:
+            if mentions.found[w].image == image:
+                words.setdefault(mentions.found[w].category, []).append(w)
+        if len(words) < 2:
+            continue
+        for_itself, against_it = [], []
+        for category, of_it in words.items():
+            hits: dict[str, list[float]] = {name: [] for name in words}
+            for w in of_it:
+                values = maps[w, READINGS.index(result.reading)].tolist()
+                for name, named in words.items():
+                    hits[name].append(plain_hit(values, mentions.found[named[0]].patches))
+            means = {name: np.mean(own) for name, own in hits.items()}
+            for_itself.append(means.pop(category))
+            against_it.append(np.mean(list(means.values())))
+        others.append(np.mean(against_it))
+        differences.append(np.mean(for_itself) - np.mean(against_it))
+    assert len(differences) > 5
     assert result.other is not None and result.specificity is not None
     assert result.other.value == pytest.approx(np.mean(others))
-    assert result.specificity.value == pytest.approx(np.mean(own) - np.mean(others))
+    assert result.specificity.value == pytest.approx(np.mean(differences))
+    error = np.std(differences, ddof=1) / math.sqrt(len(differences))
+    assert result.specificity.error == pytest.approx(error, rel=1e-5)
     assert chosen.specificity == pytest.approx(result.specificity.value)
     for name, value in {
         POINTING: result.pointing, CHANCE: result.chance, MIOU: result.miou,
@@ -202,6 +232,22 @@ def test_without_two_objects_in_an_image_there_is_no_specificity():
     assert result.other is None and result.specificity is None
     assert {reading.specificity for reading in result.readings.values()} == {None}
     assert list(tallies) == [POINTING, CHANCE, MIOU]
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_one_image_with_two_objects_gives_no_specificity(pairs: int):
+    mentions, uids = scattered(40)
+    tested = sorted({m.image for m in mentions.found if not halves(uids)[m.image]})
+    beside = [i for i in tested if len({m.category for m in mentions.found if m.image == i}) > 1]
+    first = {m.image: m.category for m in reversed(mentions.found)}
+    kept = [m for m in mentions.found if m.image in beside[:pairs] or m.category == first[m.image]]
+    result, tallies = score(
+        noise(replace(mentions, found=kept)), replace(mentions, found=kept), uids
+    )
+    assert (result.specificity is None) == (result.other is None) == (pairs == 1)
+    assert (SPECIFICITY in tallies) == (OTHER in tallies) == (pairs == 2)
+    if pairs == 2:
+        assert result.specificity is not None and result.specificity.error > 0
 
 
 def test_halves_are_a_function_of_the_uid():
@@ -255,6 +301,16 @@ def test_an_untrained_model_is_measured_and_repeats():
     assert result.images == len(tallies[POINTING]) == int((~halves(test.uids[:12])).sum())
 
 
+def test_one_test_image_has_no_standard_error_and_is_not_measured():
+    # By their uids, the third of the images is of the validation half, the others test.
+    assert halves([f"{number:032x}" for number in range(3)]).tolist() == [False, False, True]
+    said = ["a star"]
+    one, two = (images_of([said, own, said], [[STAR]] * 3) for own in ([], said))
+    with pytest.raises(NoGroundingError, match=r"2 words of 3 .* a test half of two images"):
+        ground(tiny_model(), TEXT, one, CPU, batch=2)
+    assert ground(tiny_model(), TEXT, two, CPU, batch=2)[0].images == 2
+
+
 def test_why_it_cannot_be_measured():
     bare = images_of([["a star"]], [None])
     with pytest.raises(NoGroundingError, match="no test image with captions is annotated"):
@@ -262,6 +318,10 @@ def test_why_it_cannot_be_measured():
     few = images_of([["a star"]], [[STAR]])
     with pytest.raises(NoGroundingError, match="too few for a validation and a test half"):
         ground(tiny_model(), TEXT, few, CPU, batch=2)
+    placeless = images_of([["a star"]] * 4, [["star"]] * 4)
+    said = r'0 words of 4 .* two images; 4 more name an .* give each a "box"'
+    with pytest.raises(NoGroundingError, match=said):
+        ground(tiny_model(), TEXT, placeless, CPU, batch=2)
     model = tiny_model()
     torch.nn.init.constant_(model.predictor.embed.weight, torch.nan)
     with pytest.raises(ValueError, match="diverged"):

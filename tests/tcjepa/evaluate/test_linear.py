@@ -77,6 +77,14 @@ def test_constant_features_give_the_majority_class():
     assert result.accuracy.value == result.majority == pytest.approx(0.6)
 
 
+def test_one_class_is_all_right_and_chooses_nothing():
+    (train, _), (tested, truth) = blobs(40, 1.0, 0), blobs(20, 1.0, 1)
+    truth = torch.where(truth == 3, -1, 0)
+    result = run((train, torch.zeros(40, dtype=torch.long)), (tested, truth), classes=1)
+    assert result.accuracy.value == result.majority == float((truth == 0).double().mean())
+    assert result.edges == ()
+
+
 def test_edges_of_the_sweep_are_named():
     assert edges([Setting(1e-1, 0.0)], FAST) == ("highest learning rate",)
     assert edges([Setting(1e-2, 0.1)], FAST) == ("lowest learning rate", "highest weight decay")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,42 @@ def test_words_whose_referent_is_unknown_unseen_or_unread_are_counted():
         "object outside the crop, or hidden": 1
     }
     assert named("1 2 3 4 5 6 7 8 star", STAR) == ([], {"beyond text.max_words": 1})
+
+
+def test_objects_without_a_place_are_counted_and_hide_no_other():
+    assert named("a star by a ring", STAR, "ring")[1] == {"object without box or polygon": 1}
+    found, _ = named("a star by a ring", "ring", STAR)
+    assert [mention.category for mention in found] == ["star"]
+    assert named("a star", STAR, "star")[1] == {"one of several objects of the category": 1}
+    # Nothing is drawn, so the image's size is not asked for.
+    unsized = images_of([["a star"]], [["star"]])
+    del unsized.records[0]["width"]
+    assert not find_mentions(unsized, SPANS, GRID).found
+
+
+def test_annotations_are_read_as_the_captioner_reads_them():
+    coco = {
+        "width": 100,
+        "height": 100,
+        "annotations": [{"category_name": "star", "bbox": [30, 30, 40, 40]}],
+    }
+    test = images_of([["a star"]] * 2, [[STAR], [STAR]])
+    test.records[1]["annotations"] = json.dumps(coco)
+    ours, theirs = find_mentions(test, SPANS, GRID).found
+    assert (ours.category, ours.pieces) == (theirs.category, theirs.pieces)
+    assert (ours.patches == theirs.patches).all()
+
+
+@pytest.mark.parametrize("annotations", ["{", "3", '[{"box": [0, 0, 1, 1]}]', '[{"name": null}]'])
+def test_malformed_annotations_are_an_error_that_names_the_sample(annotations):
+    test = images_of([["a star"]] * 2, [[STAR], [STAR]])
+    test.records[1]["annotations"] = annotations
+    with pytest.raises(ValueError, match=f"the annotations of sample {test.uids[1]} are malformed"):
+        find_mentions(test, SPANS, GRID)
+    unsized = images_of([["a star"]], [[STAR]])
+    del unsized.records[0]["width"]
+    with pytest.raises(ValueError, match=f"sample {unsized.uids[0]} has annotations, which need"):
+        find_mentions(unsized, SPANS, GRID)
 
 
 def test_images_without_annotations_have_no_mentions():

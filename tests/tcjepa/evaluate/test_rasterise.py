@@ -8,11 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcjepa.data.augment import centre_crop
-from tcjepa.evaluate.rasterise import IGNORED, categories, crop_polygons, parse, rasterise
+from tcjepa.evaluate.annotations import AnnotatedObject, AnnotationError, parse
+from tcjepa.evaluate.rasterise import (
+    IGNORED,
+    categories,
+    crop_polygons,
+    rasterise,
+    rasterise_objects,
+)
 
 
-def scene(*objects: tuple[str, list[list[float]]]) -> dict:
-    return {"objects": [{"category": c, "polygon": p} for c, p in objects]}
+def scene(*objects: tuple[str, list[list[float]]]) -> list[AnnotatedObject]:
+    return parse([{"category": c, "polygon": p} for c, p in objects])
 
 
 def slow_inside(x: float, y: float, vertices: np.ndarray) -> bool:
@@ -33,7 +40,8 @@ points = st.lists(
 def test_agrees_with_a_slow_fill(polygon, width, height):
     one = scene(("a", polygon))
     mask = rasterise(one, 14, ["a"], width=width, height=height)
-    ((_, vertices),) = crop_polygons(one, width, height, 14)
+    (vertices,) = crop_polygons(one, width, height, 14)
+    assert vertices is not None
     slow = [[slow_inside(x + 0.5, y + 0.5, vertices) for x in range(14)] for y in range(14)]
     assert (mask == np.array(slow)).all()
 
@@ -78,24 +86,29 @@ def test_neighbours_share_no_pixel_and_leave_none_out():
 
 
 def test_box_stands_in_for_a_missing_polygon():
-    boxed = {"objects": [{"category": "a", "box": [0.25, 0.25, 0.75, 0.5]}]}
+    boxed = parse([{"category": "a", "box": [0.25, 0.25, 0.75, 0.5]}])
     outlined = scene(("a", [[0.25, 0.25], [0.75, 0.25], [0.75, 0.5], [0.25, 0.5]]))
     masks = [rasterise(x, 28, ["a"], width=100, height=80) for x in (boxed, outlined)]
     assert (masks[0] == masks[1]).all() and masks[0].any()
 
 
-def test_categories_are_sorted_and_json_is_read():
-    one = parse(json.dumps(scene(("star", [[0, 0]] * 3), ("cube", [[0, 0]] * 3))))
-    assert categories([one, {"background": "sea"}]) == ["cube", "star"]
-    assert rasterise({"objects": []}, 8, [], width=9, height=9).sum() == 0
+def test_categories_are_those_with_a_place_sorted():
+    one = parse(json.dumps(["sky", *({"category": c, "box": [0, 0, 1, 1]} for c in ("b", "a"))]))
+    assert categories([one, parse(["sea"])]) == ["a", "b"]
+    assert rasterise([], 8, [], width=9, height=9).sum() == 0
+
+
+def test_objects_without_a_place_are_not_drawn_and_keep_their_number():
+    left = {"category": "b", "box": [0, 0, 0.5, 1]}
+    objects = parse(["a", left, "b"])
+    assert crop_polygons(objects, 10, 10, 8)[::2] == [None, None]
+    assert set(np.unique(rasterise_objects(objects, 8, width=10, height=10))) == {0, 2}
+    drawn = rasterise(objects, 8, ["a", "b"], width=10, height=10)
+    assert (drawn == rasterise(parse([left]), 8, ["a", "b"], width=10, height=10)).all()
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="JSON object"):
-        parse("[1]")
-    with pytest.raises(ValueError, match="neither polygon nor box"):
-        crop_polygons({"objects": [{"category": "a"}]}, 10, 10, 8)
     with pytest.raises(ValueError, match="no crop"):
         crop_polygons(scene(), 0, 10, 8)
-    with pytest.raises(ValueError, match="at most 254"):
+    with pytest.raises(AnnotationError, match="at most 254"):
         categories([scene(*((f"{i:03}", [[0, 0]] * 3) for i in range(255)))])

@@ -122,6 +122,114 @@ def test_gaps_in_labels_are_said():
     assert named.value == pytest.approx(found.knn["colour"].value, abs=1e-6)
 
 
+def annotated(batches, change):
+    """Give image n of the batches the annotations `change(n, objects)`; None takes them away."""
+    number = 0
+    for images, records in batches:
+        for record in records:
+            record["uid"] = f"u{number}"
+            objects = json.loads(record["annotations"])["objects"]
+            record["annotations"] = change(number, objects)
+            number += 1
+        yield images, records
+
+
+ONLY = CONFIG.model_copy(update={"tasks": ["knn", "segmentation"], "labels": ["colour"]})
+
+
+def segmented(change, change_test=None):
+    return evaluate(
+        Colours(),
+        annotated(pictures(40, 0), change),
+        annotated(pictures(40, 1), change_test or change),
+        ONLY,
+        CPU,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda n, o: "{" if n == 3 else o, "annotations of sample u3 are malformed"),
+        (lambda n, o: [{"category": None}] if n == 5 else o, "u5 are malformed: expected a class"),
+        (lambda n, o: [{**o[0], "category": f"{n}-{k}"} for k in range(9)], "at most 254"),
+        (lambda n, o: o if n == 7 else None, "two training images and two test images"),
+        (lambda n, o: [], "the 40 training images show no object"),
+        (lambda n, o: ["red", "blue"], "the 40 training images show no object"),
+        (lambda n, o: [{"category": "red", "bbox": [0, 0, 9, 9]}], "training images show no obj"),
+    ],
+)
+def test_annotations_that_cannot_serve_cost_segmentation_alone(change, reason):
+    found, tallies = segmented(change)
+    assert found.segmentation is None and "mIoU" not in tallies
+    assert found.knn["colour"].value > 0.95
+    assert any(n.startswith("segmentation: skipped, ") and reason in n for n in found.notes)
+
+
+def test_test_images_without_an_object_are_no_perfect_score():
+    for nothing in ([], [{"category": "new", "box": [0, 0, 1, 1]}]):
+        found, _ = segmented(lambda n, o: o, lambda n, o, own=nothing: own)
+        assert found.segmentation is None
+        assert any("skipped, the 40 test images show no object" in note for note in found.notes)
+
+
+def test_a_sample_without_its_size_is_named():
+    def unsized(batches):
+        for images, records in batches:
+            del records[4]["width"]
+            yield images, records
+
+    found, _ = evaluate(
+        Colours(), unsized(annotated(pictures(20, 0), lambda n, o: o)), pictures(20, 1), ONLY, CPU
+    )
+    assert found.segmentation is None and found.knn
+    assert any("skipped, sample u4 has annotations, which need" in note for note in found.notes)
+
+
+def test_other_forms_of_annotations_are_segmented_alike():
+    def coco(_, objects):
+        left, top, right, bottom = objects[0]["box"]
+        box = [100 * left, 200 * top, 100 * (right - left), 200 * (bottom - top)]
+        own = [{"category_name": objects[0]["category"], "bbox": box}]
+        return json.dumps({"width": 100, "height": 200, "annotations": own})
+
+    ours, tallies = segmented(lambda n, o: json.dumps({"objects": o}))
+    assert ours.segmentation is not None and ours.segmentation.miou.value > 0.6
+    for change in (coco, lambda n, o: o):
+        theirs, others = segmented(change)
+        assert theirs.segmentation == ours.segmentation
+        assert (others["mIoU"].sums == tallies["mIoU"].sums).all()
+
+
+def test_objects_without_a_place_are_not_drawn_and_noted():
+    plain, _ = segmented(lambda n, o: o)
+    more, _ = segmented(lambda n, o: [*o, "sky"] if n < 4 else o)
+    assert more.segmentation == plain.segmentation
+    said = "segmentation: 8 of 88 annotated objects have neither box nor polygon and are not drawn"
+    assert any(note.startswith(said) and '"bbox" in pixels with' in note for note in more.notes)
+    # Where none of an image's objects has a place, its background has none either.
+    some, tallies = segmented(lambda n, o: ["red"] if n % 2 else o)
+    assert some.segmentation is not None
+    sums = tallies["mIoU"].sums
+    assert not sums[1::2].any() and sums[::2].any(axis=(1, 2)).all()
+    assert any("20 test images have pixels that are ignored" in note for note in some.notes)
+
+
+def test_one_class_is_evaluated_and_said_to_say_nothing():
+    def one(batches):
+        for images, records in batches:
+            yield images, [{**record, "colour": "any"} for record in records]
+
+    config = CONFIG.model_copy(
+        update={"labels": ["colour"], "tasks": ["linear", "few_shot", "knn", "segmentation"]}
+    )
+    found, _ = evaluate(Colours(), one(pictures(40, 0)), one(pictures(20, 1)), config, CPU)
+    assert found.linear["colour"].accuracy.value == found.knn["colour"].value == 1
+    assert found.few_shot["colour 10%"].accuracy.value == 1
+    assert any("colour: training images have one class only" in note for note in found.notes)
+    assert not any("linear colour: the best setting" in note for note in found.notes)
+
+
 def test_tasks_choose_and_labels_are_checked():
     config = CONFIG.model_copy(update={"tasks": ["spectrum"], "labels": []})
     found, _ = evaluate(Colours(), pictures(20, 0), pictures(20, 1), config, CPU)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tcjepa.evaluate.config import SweepConfig
-from tcjepa.evaluate.segmentation import SegmentationResult, segment
+from tcjepa.evaluate.segmentation import NoSegmentationError, SegmentationResult, segment
 
 FAST = SweepConfig(learning_rates=[1e-2, 1e-1], weight_decays=[0.0], epochs=10, batch=8)
 NAMES = ["background", "cube", "star"]
@@ -74,7 +74,16 @@ def test_order_of_test_images_and_shift_of_features_do_not_matter():
 
 def test_refusals():
     features, masks = dataset(4, 0)
-    with pytest.raises(ValueError, match="two training images"):
+    with pytest.raises(NoSegmentationError, match=r"two training images .* got 1 and 4"):
         run((features[:1], masks[:1]), (features, masks))
+    # Drawn again and again, one image is always itself: no standard error.
+    with pytest.raises(NoSegmentationError, match=r"two test images .* got 4 and 1"):
+        run((features, masks), (features[:1], masks[:1]))
+    bare = torch.zeros_like(masks)
+    with pytest.raises(NoSegmentationError, match="the 4 training images show no object"):
+        run((features, bare), (features, masks))
+    bare[0] = 255
+    with pytest.raises(NoSegmentationError, match="the 4 test images show no object"):
+        run((features, masks), (features, bare))
     with pytest.raises(ValueError, match="square grid"):
         run((features[:, :15], masks), (features[:, :15], masks))

@@ -56,6 +56,18 @@ def test_one_setting_of_many_is_torch_adamw(whole: bool):
         assert torch.allclose(ours.bias[number], bias, atol=2e-5)
 
 
+def test_one_class_has_a_weight_of_its_own_per_setting():
+    features, _ = correlated(20, 4, 2)
+    settings = [Setting(1e-2, 0.0), Setting(1e-2, 0.5)]
+    ours = train(
+        lambda rows: (features[rows], torch.ones(len(rows), 1)),
+        torch.arange(20), (4, 1), settings, epochs=1, batch=20, seed=1,
+    )  # fmt: skip
+    # Its probability is 1 whatever the weights, so there is nothing to learn but the decay.
+    assert torch.allclose(ours.weight[:, 1], ours.weight[:, 0] * (1 - 1e-2 * 0.5))
+    assert ours.weight.abs().min() > 0
+
+
 def test_reaches_the_optimum_that_lbfgs_finds_on_ill_conditioned_features():
     features, labels = correlated(1000, 24, 5)
     rows = Standardiser.fit(features)(features)

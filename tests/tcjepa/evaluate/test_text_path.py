@@ -158,6 +158,42 @@ def test_predictors_that_attend_to_captions_only_have_agreement_but_no_grounding
     assert "grounding: skipped, the predictor does not attend to words" in result.notes
 
 
+def with_annotations(annotations: dict[int, str | None]) -> EvaluationResult:
+    """Return what the text tasks find where some images have these annotations, others a star."""
+    test = images_of([["a star"]] * 12, [[box("star", 0.2, 0.2, 0.8, 0.8)]] * 12)
+    for number, own in annotations.items():
+        test.records[number]["annotations"] = own
+    model, config = tiny_model(), tiny_evaluation()
+    batches = [(test.images, [{}] * 12)]
+    return with_text_path(
+        evaluate(model.target_encoder, batches, batches, config, CPU),
+        model,
+        HashedEncoder(TextConfig(width=WORDS)),
+        test,
+        masks=MaskConfig(min_context=2),
+        config=config,
+        device=CPU,
+    )[0]
+
+
+def test_annotations_that_cannot_be_read_cost_grounding_alone() -> None:
+    result = with_annotations({3: '[{"category": null}]'})
+    assert result.spectrum is not None and result.agreement is not None
+    assert result.grounding is None
+    assert result.notes[-1].startswith(
+        f"grounding: skipped, the annotations of sample {3:032x} are malformed: expected a class"
+    )
+
+
+def test_words_for_objects_without_a_place_are_noted() -> None:
+    result = with_annotations({3: '["star"]', 4: '{"objects": ["star", "ring"]}'})
+    assert result.grounding is not None
+    assert result.notes[-1].startswith(
+        "grounding: 2 words name an object without box or polygon; give each"
+    )
+    assert not any("grounding" in note for note in with_annotations({}).notes)
+
+
 def tiny_evaluation() -> EvaluateConfig:
     return EvaluateConfig(
         tasks=["spectrum", "agreement", "grounding"], image_size=32, lidar_images=0
