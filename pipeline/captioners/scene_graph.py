@@ -54,7 +54,10 @@ def parse(annotations: str) -> SceneGraph:
         if isinstance(data, list):
             data = {"objects": data}
         size = (data.get("width"), data.get("height"))
-        things = tuple(_thing(item, size) for item in _either(data, "objects", "annotations"))
+        items = _either(data, "objects", "annotations")
+        if not isinstance(items, list):  # a string would be taken for its letters
+            raise ValueError(f"expected a list of objects, got {items!r:.80}")
+        things = tuple(_thing(item, size) for item in items)
         given = data.get("relations", data.get("relationships"))
         relations = (
             _relations_of_boxes(things)

@@ -51,6 +51,7 @@ READ: dict[str, Any] = {
 }
 REFUSED: tuple[Any, ...] = (
     3, None, "dog", [3], ["dog", ""], {}, {"background": "sea"}, {"objects": 3}, {"objects": None},
+    {"objects": "dog"}, {"objects": {"dog": 1}},
     [{}], [{"box": [0, 0, 1, 1]}], [{"category": None}], [{"category": None, "name": "dog"}],
     [{"category": ""}], [{"category": 7}], [{"names": []}], [["category"]], [None],
     [{"category": "dog", "box": [0, 0, 1]}], [{"category": "dog", "box": [0, 0, 40, 40]}],
