@@ -10,6 +10,7 @@ Shapes: R replicates, n images, S seeds.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -146,20 +147,20 @@ def share(won: Combined, lost: Combined) -> Share:
     """Return won / lost on the same seeds; undefined where the interval of `lost` reaches 0.
 
     Also where all of it lies below: then nothing was lost, and what is worse would seem won back.
-    Raises `ValueError` if they are of other seeds.
+    And where so many replicates of `lost` are 0 that the share's own interval is not finite. Raises
+    `ValueError` if they are of other seeds.
     """
     if won.seeds != lost.seeds:
         raise ValueError(f"seeds {won.seeds} won and seeds {lost.seeds} lost are no pairs")
+    undefined = Share(None, None, None, len(lost.seeds))
     if lost.interval is None or lost.interval[0] <= 0:
-        return Share(None, None, None, len(lost.seeds))
+        return undefined
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = won.drawn / lost.drawn
-    return Share(
-        won.value / lost.value,
-        percentile(drawn),
-        fieller(won.values, lost.values),
-        len(lost.seeds),
-    )
+        interval = percentile(won.drawn / lost.drawn)
+    if interval is not None and not all(map(math.isfinite, interval)):
+        return undefined
+    student = fieller(won.values, lost.values)
+    return Share(won.value / lost.value, interval, student, len(lost.seeds))
 
 
 __all__ = [

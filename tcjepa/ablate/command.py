@@ -60,16 +60,16 @@ def run(parsed: argparse.Namespace, find: Callable[[str], Path], say: Say) -> bo
         from tcjepa.ablate.cost import estimate_apart
 
         say(estimate_apart(study, base, waiting))
-    if parsed.report:
-        for trial in trials:
-            check_config(study, trial, base)
     failed = [] if parsed.report else run_trials(study, base, say, part)
     if part is not None:
         say(f"part {parsed.part} is over; --report writes the report once all parts are")
         return not failed
     from tcjepa.ablate.report import write_report
     from tcjepa.ablate.results import outcomes
+    from tcjepa.ablate.study import training_config
 
+    for trial in trials:  # what others ran here meanwhile, too
+        check_config(trial, training_config(study, trial, base))
     found = outcomes(study)
     if not found:
         raise ConfigError(f"run: no trial in {study.run} is finished, so there is no report")

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.settings import ConfigError
+from tcjepa.ablate.runner import Problem, problem_of
 from tcjepa.ablate.study import StudyConfig, Trial
-from tcjepa.ablate.trial import TrialBusyError, last_lines, start
+from tcjepa.ablate.trial import TrialBusyError, start
 
 _CONNECT_SECONDS = 30
 
@@ -39,16 +40,16 @@ class DaskWorkers:
         """How many more trials may start now: Dask queues what its workers cannot take yet."""
         return 1
 
-    def start(self, trial: Trial, before: Callable[[], None]) -> None:
+    def start(self, trial: Trial, before: Callable[[], bool]) -> None:
         """Begin a trial."""
         self._futures[trial] = self._client.submit(
             run_here, trial, self._threads, before, resources=self._resources, pure=False, retries=0
         )
 
-    def ended(self) -> list[tuple[Trial, str | None]]:
-        """Return the trials that ended since the last call, with what went wrong or None."""
+    def ended(self) -> list[tuple[Trial, Problem]]:
+        """Return the trials that ended since the last call, with what went wrong."""
         over = [trial for trial, future in self._futures.items() if future.done()]
-        found: list[tuple[Trial, str | None]] = []
+        found: list[tuple[Trial, Problem]] = []
         for trial in over:
             future = self._futures.pop(trial)
             if future.status == "finished":
@@ -63,13 +64,16 @@ class DaskWorkers:
         self._client.close()
 
 
-def run_here(trial: Trial, threads: int, before: Callable[[], None]) -> str | None:
-    """Run a trial on this worker; return what went wrong, or None."""
+def run_here(trial: Trial, threads: int, before: Callable[[], bool]) -> Problem:
+    """Run a trial on this worker; return what went wrong.
+
+    Busy is a trial whose worker died: Dask runs it anew at once, while its process still saves.
+    """
     try:
         process = start(trial, threads, before)
     except TrialBusyError as error:
-        return str(error)
-    return None if process.wait() == 0 else last_lines(trial)
+        return error
+    return None if process is None else problem_of(trial, process.wait())
 
 
 __all__ = ["DaskWorkers", "run_here"]

@@ -20,18 +20,30 @@ from numpy.typing import NDArray
 Interval = tuple[float, float]
 Floats = NDArray[np.floating[Any]]
 
-#: Two-sided 95% quantiles of Student's t by degrees of freedom; beyond the table, the normal's.
+#: Two-sided 95% quantiles of Student's t by degrees of freedom, and of the normal.
 _T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-_NORMAL95 = 1.960
+_NORMAL95 = 1.959964
 
 
 def t95(degrees: int) -> float:
-    """Return Student's two-sided 95% quantile."""
-    return _T95[degrees - 1] if degrees <= len(_T95) else _NORMAL95
+    """Return Student's two-sided 95% quantile.
+
+    Beyond the table by its series in 1 / degrees (Abramowitz & Stegun 1964, 26.7.5), right to five
+    decimals.
+    """
+    if degrees <= len(_T95):
+        return _T95[degrees - 1]
+    z, n = _NORMAL95, degrees
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )
 
 
 def mean(values: Sequence[float]) -> float:

@@ -20,19 +20,21 @@ Twins = dict[str, dict[str, dict[int, Outcome]]]
 def random_arms(found: Sequence[Outcome]) -> Twins:
     """Return the arms of random weights, one per encoder; a seed's twin is the same in its arms.
 
-    Where its arms have different predictors, what those make of captions untrained is left out.
+    A measure in which their twins differ, with the predictor, masks or captions, is left out: it
+    would be the first arm's alone.
     """
     first = {outcome.encoder: outcome.trial.arm.name for outcome in reversed(found)}
     name = {e: UNTRAINED if len(first) == 1 else f"{UNTRAINED}, {first[e]}" for e in first}
+    alike: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for outcome in found:
+        for measure in outcome.random:
+            alike.setdefault((outcome.encoder, measure), set()).add(outcome.twin_of(measure))
     twins: Twins = {}
     for outcome in found:
         arm = twins.setdefault(name[outcome.encoder], {})
-        # An arm without text has no such measures, and stands for none.
-        paths = {o.text_path for o in found if o.encoder == outcome.encoder and o.has_text}
         for measure in outcome.random:
-            if results.is_of_text_path(measure) and len(paths) > 1:
-                continue
-            arm.setdefault(measure, {}).setdefault(outcome.trial.seed, outcome)
+            if len(alike[outcome.encoder, measure]) == 1:
+                arm.setdefault(measure, {}).setdefault(outcome.trial.seed, outcome)
     return twins
 
 

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.settings import ConfigError
+from pipeline.storage import Directory
 from tcjepa.ablate.study import StudyConfig, Trial
-from tcjepa.ablate.trial import has_begun
+from tcjepa.ablate.trial import has_begun, is_finished
 from tcjepa.config import TrainConfig
+from tcjepa.train.run import EVALUATION_FILE
 
 PROVENANCE = "provenance.json"
+_SEAL: Final = "evaluation"
 #: Parts of the package that compute a result; how it is watched, shown or timed is none of them.
 _ROOMS: Final = ("data", "evaluate", "model", "train")
 _FILES: Final = (
@@ -94,8 +97,17 @@ def write(trial: Trial, found: dict[str, str]) -> None:
             f"the code changed while the study ran (from {found['code']} to {now}); restore it and "
             "run the study again, which goes on, or run it from a clone that nobody edits"
         )
-    path = Path(trial.folder) / PROVENANCE
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    Directory(trial.folder).write_text(PROVENANCE, json.dumps(found, indent=2) + "\n")
+
+
+def seal(trial: Trial) -> None:
+    """Note which evaluation a trial that ended now has made, if it is finished.
+
+    `python -m tcjepa evaluate` may replace it later, by other code than provenance says.
+    """
+    if is_finished(trial):
+        sealed = {**_read(trial), _SEAL: _evaluation_digest(trial)}
+        Directory(trial.folder).write_text(PROVENANCE, json.dumps(sealed, indent=2) + "\n")
 
 
 def check_begun(trial: Trial, found: dict[str, str]) -> None:
@@ -125,10 +137,23 @@ def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
     """Return a line per kind of provenance among finished trials.
 
     Raises `ConfigError` if they ran on different code, or arms of the same shards on different
-    data, unless `study.mixed`. Arms whose overrides name other shards have other data by intent.
+    data, or if one was evaluated again since it ended, unless `study.mixed`. Arms whose overrides
+    name other shards have other data by intent.
     """
+    again = [trial for trial in trials if _is_evaluated_again(trial)]
+    if again and not study.mixed:
+        listed = "".join(f"  {Path(trial.folder) / EVALUATION_FILE}\n" for trial in again)
+        raise ConfigError(
+            f"these are not the evaluations that the study's runs made:\n{listed}"
+            "nothing says by which code they were evaluated again; remove them and run the study "
+            "again, which evaluates these runs anew, or report them with mixed=true, which the "
+            "report then says"
+        )
     found = [(_shards(trial), _read(trial)) for trial in trials]
-    kinds = Counter(_line(entry) for _, entry in found)
+    kinds = Counter(
+        _line(entry) + ("; evaluated again since" if trial in again else "")
+        for trial, (_, entry) in zip(trials, found, strict=True)
+    )
     codes = {entry.get("code") for _, entry in found}
     data = {(shards, entry.get("data")) for shards, entry in found}
     if (len(codes) > 1 or len(data) > len({s for s, _ in found})) and not study.mixed:
@@ -152,6 +177,17 @@ def _read(trial: Trial) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
+def _evaluation_digest(trial: Trial) -> str:
+    content = (Path(trial.folder) / EVALUATION_FILE).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _is_evaluated_again(trial: Trial) -> bool:
+    """Return whether a trial's evaluation is another than it ended with, as far as it says."""
+    sealed = _read(trial).get(_SEAL)
+    return sealed is not None and sealed != _evaluation_digest(trial)
+
+
 def _line(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{key} {found.get(key, '?')}" for key in ("torch", "timm", "python"))
     commit = f" (commit {found['commit']})" if "commit" in found else ""
@@ -165,5 +201,6 @@ __all__ = [
     "check_same",
     "code_fingerprint",
     "provenance",
+    "seal",
     "write",
 ]

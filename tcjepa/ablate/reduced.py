@@ -34,8 +34,11 @@ def open_study(name: str, overrides: Sequence[str] = (), *, reduced: bool = Fals
         return load(StudyConfig, path, overrides)
     section = load(StudyConfig, path, overrides).reduced
     study = load(StudyConfig, path, [*_replacements(section), *overrides])
+    # What the command line says of every arm holds over what either size of the study says.
+    is_given = any(item.startswith("set=") for item in overrides)
+    first, last = (study.reduced.set, study.set) if is_given else (study.set, study.reduced.set)
     try:
-        return _shrunk(study, study.reduced)
+        return _shrunk(study, study.reduced, [*first, *last])
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -50,15 +53,18 @@ def _replacements(section: ReducedConfig) -> list[str]:
     return found + [override(f"constants.{key}", value) for key, value in section.constants.items()]
 
 
-def _shrunk(study: StudyConfig, section: ReducedConfig) -> StudyConfig:
-    """Return the study with the references that stay, and of its comparisons those that can be."""
+def _shrunk(study: StudyConfig, section: ReducedConfig, common: list[str]) -> StudyConfig:
+    """Return the study with the references that stay, and of its comparisons those that can be.
+
+    `common` are the overrides of every arm.
+    """
     kept = section.references
     for name in kept or ():
         check_known("reduced.references", name, list(study.references), "references")
     references = {
         name: keys for name, keys in study.references.items() if kept is None or name in kept
     }
-    changes = {"references": references, "set": [*study.set, *section.set]}
+    changes = {"references": references, "set": common}
     smaller = study.model_copy(update=changes)
     arms = {arm.name for arm in arms_of(smaller)}
     recovery = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.settings import ConfigError
@@ -42,10 +43,16 @@ def markdown(result: StudyResult, drawn: list[Picture]) -> str:
     missing = tables.missing_table(result)
     if missing.rows:
         parts.append(tables.as_markdown(missing))
-    parts += ["## How to run it again", "\n".join(f"    {line}" for line in result.commands)]
+    parts += ["## How to run it again", _code(result.commands[:1])]
     parts += ["\n".join(f"- {line}" for line in made_by(result))]
     parts += [tables.as_markdown(tables.overrides_table(result))]
+    if arms := result.commands[1:]:
+        parts += [f"One arm alone, with seed {result.seeds[0]}:", _code(arms)]
     return "\n\n".join(parts) + "\n"
+
+
+def _code(lines: Sequence[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def summary(result: StudyResult) -> list[str]:
@@ -71,17 +78,19 @@ def _reading(result: StudyResult) -> list[str]:
         f"seeds and test images ({drawn}, the same draws for all arms); ± is half of Student's 95% "
         "interval over seeds."
     ]
-    seeds = len(result.seeds)
-    if seeds == 1:
+    # Of what is finished, not what was asked for.
+    seeds = sorted({e.seeds for own in result.estimates.values() for e in own.values() if e.seeds})
+    if 1 in seeds:
         lines.append(
             "With one seed neither knows what another seed would give: an interval is of the test "
             "images alone."
         )
-    elif seeds < 10:
+    few = [count for count in seeds if 1 < count < 10]
+    if few:
         lines.append(
-            f"With {seeds} seeds the bootstrap sees too little of what other seeds would give; "
-            "Student's interval allows for that, but sees of the test images only what differs "
-            "between seeds. Believe the wider."
+            f"With {tables.span(few)} seeds the bootstrap sees too little of what other seeds "
+            "would give; Student's interval allows for that, but sees of the test images only what "
+            "differs between seeds. Believe the wider."
         )
     compared = sum(len(record.measures) for record in result.contrasts)
     if compared > 1:

@@ -62,6 +62,14 @@ _OF_TEXT_PATH: Final = frozenset(
         grounding.SPECIFICITY,
     }
 )  # fmt: skip
+#: What agreement alone is measured under; grounding shows every patch in both roles.
+_OF_MASKS: Final = frozenset({agreement.RIGHT, agreement.SWAPPED, agreement.NONE, agreement.GAIN})
+#: What a random twin's text path, and what is measured of it, depend on besides encoder and seed.
+_TEXT_PATH: Final = (
+    "model.text", "model.predictor", "text", "evaluate.shards", "evaluate.test_split",
+    "evaluate.max_test", "evaluate.captioned_images", "evaluate.captions_per_image",
+    "evaluate.caption_sources",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,10 @@ class Outcome:
     """A finished trial: measure name -> value, of the trained encoder and of its random twin.
 
     `training` holds the last readings of the training log that `TRAINING` names; `minutes` and
-    `hardware` are None where the evaluation does not say. Trials with the same `encoder` have the
-    same random twin per seed; in what is of the text path too only if `text_path` is the same.
+    `hardware` are None where the evaluation does not say. Trials of a seed with the same `encoder`
+    have the same random twin as far as the encoder alone is measured; a measure of the text path is
+    the same only if `text_path` is (predictor, text encoder, the captions and images that they are
+    tested with), and agreement only if `masks` are, too.
     """
 
     trial: Trial
@@ -81,11 +91,12 @@ class Outcome:
     hardware: str | None = None
     encoder: str = ""
     text_path: str = ""
+    masks: str = ""
 
-    @property
-    def has_text(self) -> bool:
-        """Whether anything of a text path was measured."""
-        return any(map(is_of_text_path, self.random))
+    def twin_of(self, measure: str) -> tuple[str, str]:
+        """Return what tells random twins of one encoder and seed apart in a measure."""
+        text_path = self.text_path if is_of_text_path(measure) else ""
+        return text_path, self.masks if measure in _OF_MASKS else ""
 
 
 def outcomes(study: StudyConfig) -> list[Outcome]:
@@ -145,8 +156,20 @@ def _outcome(trial: Trial) -> Outcome:
         rows.get("minutes"),
         rows.get("hardware"),
         _named(config, "model.encoder", "model.encoder_kwargs", "model.init_std"),
-        _named(config, "model.text", "model.predictor", "text"),
+        _named(_as_shown(config), *_TEXT_PATH),
+        _named(config, "masks"),
     )
+
+
+def _as_shown(config: TrainConfig) -> TrainConfig:
+    """Return a config whose evaluation says itself what it takes from `data` where it is null."""
+    own, data = config.evaluate, config.data
+    shown = {
+        "shards": own.shards or data.shards,
+        "captions_per_image": own.captions_per_image or data.captions_per_image,
+        "caption_sources": own.caption_sources or data.caption_sources,
+    }
+    return config.model_copy(update={"evaluate": own.model_copy(update=shown)})
 
 
 def _named(config: TrainConfig, *keys: str) -> str:

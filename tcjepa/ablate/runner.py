@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,23 @@ from pipeline.progress import Progress
 from pipeline.settings import ConfigError
 from tcjepa.ablate import kept, provenance
 from tcjepa.ablate.study import StudyConfig, Trial, training_config, trials_of
-from tcjepa.ablate.trial import TrialBusyError, is_finished, last_lines, start, write_config
+from tcjepa.ablate.trial import (
+    TrialBusyError,
+    check_config,
+    is_finished,
+    last_lines,
+    start,
+    write_config,
+)
+from tcjepa.config import TrainConfig
 
 Say = Callable[[str], None]
+Problem = str | TrialBusyError | None
+"""What went wrong with a trial, or who has it; None if nothing did."""
 
 _POLL_SECONDS = 0.5
+#: Between looks at a trial that another process runs.
+_BUSY_SECONDS = 10.0
 #: A trial that fails is run once more: a worker may have been taken away, a disk full for a moment.
 ATTEMPTS = 2
 
@@ -31,11 +44,11 @@ class Place(Protocol):
     def room(self) -> int:
         """How many more trials may start now."""
 
-    def start(self, trial: Trial, before: Callable[[], None]) -> None:
-        """Begin a trial; `before` is called once its folder is ours."""
+    def start(self, trial: Trial, before: Callable[[], bool]) -> None:
+        """Begin a trial; `before` is called once its folder is ours: is it still to be run?"""
 
-    def ended(self) -> list[tuple[Trial, str | None]]:
-        """Return the trials that ended since the last call, with what went wrong or None."""
+    def ended(self) -> list[tuple[Trial, Problem]]:
+        """Return the trials that ended since the last call, with what went wrong."""
 
     def stop(self) -> None:
         """End what still runs; a trial saves before it exits."""
@@ -47,32 +60,55 @@ def run_trials(
     """Train and evaluate every trial that is not finished; return those that failed twice.
 
     `part` (i, n), i from 1, takes the i-th of n shares of the trials, for one job of an array. All
-    configs are checked before the first trial starts; raises `ConfigError`. Each trial resumes from
-    its own checkpoints, so a killed study loses at most what its running trials had not saved.
+    configs are checked before the first trial starts, and that the data has what the evaluation
+    asks for; raises `ConfigError`. Each trial resumes from its own checkpoints, so a killed study
+    loses at most what its running trials had not saved. What others run in the same directory is
+    waited for, and checked when its turn comes.
     """
+    from tcjepa.evaluation import check_evaluable
+
     trials = chosen(study, part)
-    for trial in trials_of(study):
-        training_config(study, trial, base)
-    configs = {trial: write_config(study, trial, base) for trial in trials}
-    waiting = [trial for trial in trials if not is_finished(trial)]
+    configs = {trial: training_config(study, trial, base) for trial in trials_of(study)}
+    for trial in trials:
+        check_config(trial, configs[trial])
     by_shards: dict[tuple[str, str | None], dict[str, str]] = {}
-    shares, begin = kept.KeptShares(), dict[Trial, Callable[[], None]]()
+    shares, begin = kept.KeptShares(), dict[Trial, Callable[[], bool]]()
     for trial in trials:
         config = configs[trial]
         shards = (config.data.shards, config.evaluate.shards)
         if shards not in by_shards:
             by_shards[shards] = provenance.provenance(config)
-        if trial in waiting:
-            provenance.check_begun(trial, by_shards[shards])
-            begin[trial] = partial(provenance.write, trial, by_shards[shards])
-            kept.write(trial, shares.of(config))
-        else:
+        if is_finished(trial):
             provenance.check_data(trial, by_shards[shards])
+        else:
+            provenance.check_begun(trial, by_shards[shards])
+            if not begin:  # all arms are asked the same
+                check_evaluable(config.evaluate, config.data)
+            begin[trial] = partial(_begin, trial, config, by_shards[shards], shares.of(config))
     place = _place(study)
     try:
         return _run(place, trials, begin, say)
     finally:
         place.stop()
+
+
+def _begin(
+    trial: Trial, config: TrainConfig, made_by: dict[str, str], shares: dict[str, float]
+) -> bool:
+    """Write what a trial is run with into its folder, which is ours; return if it is to be run.
+
+    Another process may have begun or finished it since the study was checked. Raises `ConfigError`
+    if that was with another config, code or data.
+    """
+    if is_finished(trial):
+        check_config(trial, config)
+        provenance.check_data(trial, made_by)
+        return False
+    provenance.check_begun(trial, made_by)
+    write_config(trial, config)
+    provenance.write(trial, made_by)
+    kept.write(trial, shares)
+    return True
 
 
 def chosen(study: StudyConfig, part: tuple[int, int] | None) -> list[Trial]:
@@ -89,32 +125,43 @@ def chosen(study: StudyConfig, part: tuple[int, int] | None) -> list[Trial]:
 
 
 def _run(
-    place: Place, trials: list[Trial], begin: dict[Trial, Callable[[], None]], say: Say
+    place: Place, trials: list[Trial], begin: dict[Trial, Callable[[], bool]], say: Say
 ) -> list[Trial]:
-    waiting = list(begin)
-    tried: dict[Trial, int] = {}
+    waiting = dict.fromkeys(begin, 0.0)  # trial -> when it may start [s of the monotonic clock]
+    running: set[Trial] = set()
+    tried: Counter[Trial] = Counter()
+    told: set[Trial] = set()
     failed: list[Trial] = []
     with Progress("study", len(trials), "runs", every=60) as progress:
         progress.skip(len(trials) - len(waiting))
-        while waiting or tried:
-            while waiting and place.room:
-                trial = waiting.pop(0)
-                tried[trial] = tried.get(trial, 0) + 1
+        while waiting or running:
+            now = time.monotonic()
+            for trial in [trial for trial, when in waiting.items() if when <= now]:
+                if not place.room:
+                    break
+                del waiting[trial]
+                running.add(trial)
                 place.start(trial, begin[trial])
             time.sleep(_POLL_SECONDS)
             for trial, problem in place.ended():
+                running.remove(trial)
                 name = f"{trial.arm.name}, seed {trial.seed}"
+                if isinstance(problem, TrialBusyError):  # nobody's failure
+                    if trial not in told:
+                        say(f"{name} is waited for: {problem}")
+                        told.add(trial)
+                    waiting[trial] = time.monotonic() + _BUSY_SECONDS
+                    continue
+                tried[trial] += 1
                 if problem is None and is_finished(trial):
                     progress.advance(1, note=name)
                 elif tried[trial] < ATTEMPTS:
                     say(f"{name} failed and is run again: {problem or last_lines(trial)}")
-                    waiting.append(trial)
-                    continue
+                    waiting[trial] = 0.0
                 else:
                     say(f"{name} failed: {problem or last_lines(trial)}")
                     failed.append(trial)
                     progress.advance(1, 1, note=name)
-                del tried[trial]
     return failed
 
 
@@ -134,34 +181,45 @@ class Processes:
         self._threads = study.threads or max(1, (os.cpu_count() or 1) // study.parallel)
         self._running: dict[Trial, subprocess.Popen[bytes]] = {}
         self._gpus, self._gpu_of = gpus.visible(), dict[Trial, str | None]()
-        self._refused: list[tuple[Trial, str | None]] = []
+        self._not_run: list[tuple[Trial, Problem]] = []
 
     @property
     def room(self) -> int:
         """How many more trials may start now."""
         return self._most - len(self._running)
 
-    def start(self, trial: Trial, before: Callable[[], None]) -> None:
+    def start(self, trial: Trial, before: Callable[[], bool]) -> None:
         """Begin a trial."""
         gpu = gpus.least_used(self._gpus, (self._gpu_of[other] for other in self._running))
         try:
-            self._running[trial] = start(trial, self._threads, before, gpu)
-            self._gpu_of[trial] = gpu
+            process = start(trial, self._threads, before, gpu)
         except TrialBusyError as error:
-            self._refused.append((trial, str(error)))
+            self._not_run.append((trial, error))
+            return
+        if process is None:
+            self._not_run.append((trial, None))
+        else:
+            self._running[trial], self._gpu_of[trial] = process, gpu
 
-    def ended(self) -> list[tuple[Trial, str | None]]:
-        """Return the trials that ended since the last call, with what went wrong or None."""
+    def ended(self) -> list[tuple[Trial, Problem]]:
+        """Return the trials that ended since the last call, with what went wrong."""
         over = [trial for trial, process in self._running.items() if process.poll() is not None]
-        found, self._refused = self._refused, []
+        found, self._not_run = self._not_run, []
         for trial in over:
-            code = self._running.pop(trial).returncode
-            found.append((trial, None if code == 0 else last_lines(trial)))
+            found.append((trial, problem_of(trial, self._running.pop(trial).returncode)))
         return found
 
     def stop(self) -> None:
         """End what still runs; SIGTERM makes a trial save before it exits."""
         _end(list(self._running.values()))
+
+
+def problem_of(trial: Trial, code: int) -> str | None:
+    """Return what went wrong with a trial whose process ended; note what it made if nothing did."""
+    if code != 0:
+        return last_lines(trial)
+    provenance.seal(trial)
+    return None
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -172,4 +230,4 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-__all__ = ["ATTEMPTS", "Place", "Processes", "chosen", "run_trials"]
+__all__ = ["ATTEMPTS", "Place", "Problem", "Processes", "chosen", "problem_of", "run_trials"]

@@ -7,7 +7,8 @@ this file alone. Numbers are rounded to six digits. Top level:
     name           of the study: its directory's last part
     about          what it asks (StudyConfig.asks)
     command        the command that made the file, without the directories of the machine
-    commands       how to run it again: the study, then each arm's own overrides by its name
+    commands       how to run it again: the study; then each arm alone with the first seed, its name
+                   behind a # (older files: the study only)
     date           when the file was made, UTC, ISO 8601
     hardware       what the runs ran on, in words, such as "NVIDIA H100, 16 cores (60 runs)"
     minutes        wall time of the runs, added up [minutes]; null if no run says
@@ -26,7 +27,9 @@ this file alone. Numbers are rounded to six digits. Top level:
     missing        [{arm, seed, begun, last_words}]: runs without a result
     estimates      {measure: {arm: ESTIMATE}}: means over seeds
     contrasts      [{name, better, worse, measures: {measure: ESTIMATE}}]: better − worse
-    slopes         [{curve, measures: {measure: ESTIMATE}}]: change per unit of x
+    slopes         [{curve, measures: {measure: ESTIMATE}, points: {measure: [fitted, all]}}]:
+                   change per unit of x, on the seeds that all fitted points have; `points` for
+                   measures that some points of the curve lack, as no run of them finished
     recoveries     [{name, clean, noisy, losses: {measure: ESTIMATE}, shares: {arm: {measure:
                    ESTIMATE}}}]: losses clean - noisy, shares (arm - noisy) / (clean - noisy), 1 is
                    all of it; value null where the interval of the loss includes 0
@@ -127,10 +130,11 @@ class ContrastRecord(_Record):
 
 
 class SlopeRecord(_Record):
-    """The change of a curve per unit of x."""
+    """The change of a curve per unit of x, and (fitted, all) points of measures that lack some."""
 
     curve: str
     measures: dict[str, Estimate]
+    points: dict[str, tuple[int, int]] = {}
 
 
 class RecoveryRecord(_Record):
@@ -203,9 +207,15 @@ def read(path: Path) -> StudyResult:
 
 
 def _laid_out(value: Any, depth: int) -> str:
-    """Return JSON with lists and objects of objects opened up and the innermost on one line."""
+    """Return JSON with lists and objects of objects opened up and the innermost on one line.
+
+    Lists of text are opened at the top only: a command or a kind of run is a line.
+    """
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    opened = [item for item in inner if isinstance(item, dict)]
+    is_text = depth == 1 and isinstance(value, list)
+    opened = [
+        item for item in inner if isinstance(item, dict) or (is_text and isinstance(item, str))
+    ]
     if not opened or (depth > 1 and isinstance(value, dict) and "values" in value):
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     pad = "\n" + " " * (depth + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from typing import Final
 
 from tcjepa.ablate import provenance, results
 from tcjepa.ablate.bootstrap import REPLICATES, SEED, Combined, combine, share
+from tcjepa.ablate.grids import override, slug
 from tcjepa.ablate.intervals import slope_coefficients
 from tcjepa.ablate.measurements import Arms, Twins, random_arms, repeated
 from tcjepa.ablate.portable import portable
@@ -37,6 +39,8 @@ _PLACE: Final = frozenset(
     {"run", "shards", "parallel", "threads", "scheduler", "resources", "reduced", "asks"}
 )
 _LAST_WORDS: Final = 400
+#: Overrides that put a trial into the study's directory.
+_FOLDERS: Final = ("run=", "data.cache_dir=")
 
 
 def summarise(
@@ -54,7 +58,7 @@ def summarise(
         name=Path(study.run).name,
         about=study.asks,
         command=portable(command),
-        commands=(portable(re.sub(r" --(report|no-estimate)\b| --part \S+", "", command)),),
+        commands=tuple(portable(line) for line in _commands(study, command)),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=_hardware(found),
         minutes=sum(minutes) if minutes else None,
@@ -80,6 +84,17 @@ def summarise(
         recoveries=tuple(_recoveries(study, arms)),
         bootstrap=BootstrapRecord(replicates=replicates, seed=SEED),
     )
+
+
+def _commands(study: StudyConfig, command: str) -> list[str]:
+    """Return what runs the study again, then what runs each arm alone with the first seed."""
+    lines = [re.sub(r" --(report|no-estimate)\b| --part \S+", "", command)]
+    for trial in trials_of(study)[: len(arms_of(study))]:
+        keys = [item for item in trial.overrides if not item.startswith(_FOLDERS)]
+        run = override("run", f"runs/{Path(study.run).name}-{slug(trial.arm.name)}")
+        words = ["python", "-m", "tcjepa", "pretrain", study.base, *keys, run]
+        lines.append(f"{shlex.join(words)}  # {trial.arm.name}")
+    return lines
 
 
 def _estimate(found: Combined | None) -> Estimate:
@@ -114,7 +129,8 @@ def _slopes(study: StudyConfig, arms: Arms) -> list[SlopeRecord]:
             for x, arm in curve.points
             if isinstance(x, (int, float)) and not isinstance(x, bool)
         ]
-        found = {}
+        found: dict[str, Estimate] = {}
+        fewer: dict[str, tuple[int, int]] = {}
         for measure, own in arms.items():
             known = [(x, name) for x, name in points if name in own]
             if len({x for x, _ in known}) < 2:
@@ -124,8 +140,10 @@ def _slopes(study: StudyConfig, arms: Arms) -> list[SlopeRecord]:
             fitted = combine(terms, own)
             if fitted is not None:
                 found[measure] = _estimate(fitted)
+                if len(known) < len(points):
+                    fewer[measure] = len(known), len(points)
         if found:
-            records.append(SlopeRecord(curve=curve.name, measures=found))
+            records.append(SlopeRecord(curve=curve.name, measures=found, points=fewer))
     return records
 
 

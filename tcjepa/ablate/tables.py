@@ -86,7 +86,10 @@ def recovery_table(result: StudyResult, record: RecoveryRecord) -> Table:
     """Return what noise took and the share of it that each remedy won back."""
     measures = list(record.losses)
     percent = {m.name: m.unit == "%" for m in result.measures}
-    lost = [f"{cell(record.losses[m], percent[m])} lost" for m in measures]
+    lost = [
+        f"{cell(record.losses[m], percent[m])} {'points ' if percent[m] else ''}lost"
+        for m in measures
+    ]
     rows = [
         (name, *(share_cell(own[m]) if m in own else ABSENT for m in measures))
         for name, own in record.shares.items()
@@ -106,22 +109,29 @@ def recovery_table(result: StudyResult, record: RecoveryRecord) -> Table:
 
 
 def slopes_table(result: StudyResult) -> Table:
-    """Return the change of every curve per unit of x."""
+    """Return the change of every curve per unit of x, and of how many seeds and arms it is."""
     measures = [m for m in result.measures if any(m.name in s.measures for s in result.slopes)]
-    rows = [
-        (
-            record.curve or result.name,
-            *(
-                cell(record.measures[m.name], m.unit == "%", sign=True)
-                if m.name in record.measures
-                else ABSENT
-                for m in measures
-            ),
+    rows = []
+    for record in result.slopes:
+        own = [record.measures.get(m.name) for m in measures]
+        seeds = span([found.seeds for found in own if found is not None])
+        cells = (
+            ABSENT
+            if found is None
+            else cell(found, m.unit == "%", sign=True) + _of_arms(record.points.get(m.name))
+            for found, m in zip(own, measures, strict=True)
         )
-        for record in result.slopes
-    ]
-    about = f"Least squares over all runs of a curve, per unit of `{result.x}`; paired by seed."
-    return Table("Slopes", about, ("curve", *(m.name for m in measures)), tuple(rows))
+        rows.append((record.curve or result.name, seeds, *cells))
+    units = [f"{m.name} [points]" if m.unit else m.name for m in measures]
+    about = (
+        f"Least squares, per unit of `{result.x}`, on the seeds with which all fitted arms of a "
+        "curve were run; an arm without any is left out, and the cell says so."
+    )
+    return Table("Slopes", about, ("curve", "seeds", *units), tuple(rows))
+
+
+def _of_arms(counts: tuple[int, int] | None) -> str:
+    return "" if counts is None else f" ({counts[0]} of {counts[1]} arms)"
 
 
 def training_table(result: StudyResult) -> Table:
@@ -206,6 +216,14 @@ def ends(interval: Interval | None, decimals: int) -> str:
     return f"[{number(interval[0], decimals)}, {number(interval[1], decimals)}]"
 
 
+def span(counts: Sequence[int]) -> str:
+    """Return `3`, or `2–3` for counts from 2 to 3; — for none."""
+    if not counts:
+        return ABSENT
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}–{high}"
+
+
 def number(value: float, decimals: int) -> str:
     """Return a number with a real minus sign."""
     return f"{value:.{decimals}f}".replace("-", "−")
@@ -274,6 +292,7 @@ __all__ = [
     "recovery_table",
     "runs_table",
     "slopes_table",
+    "span",
     "tables",
     "training_table",
 ]

@@ -15,7 +15,8 @@ from typing import Final
 
 from pipeline import gpus
 from pipeline.settings import ConfigError, load, to_yaml
-from tcjepa.ablate.study import StudyConfig, Trial, training_config
+from pipeline.storage import Directory
+from tcjepa.ablate.study import Trial
 from tcjepa.config import TrainConfig, differences
 from tcjepa.train import checkpoint
 from tcjepa.train.log import STATUS_FILE
@@ -46,36 +47,29 @@ def has_begun(trial: Trial) -> bool:
     return (Path(trial.folder) / checkpoint.FOLDER).exists()
 
 
-def write_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
-    """Write and return the trial's config.
+def check_config(trial: Trial, config: TrainConfig) -> None:
+    """Raise `ConfigError` if what the trial's folder holds was begun with another config."""
+    # A finished trial may have been copied, or kept, without its checkpoints.
+    if not (is_finished(trial) or (has_begun(trial) and (Path(trial.folder) / _CONFIG).exists())):
+        return
+    old = own_config(trial)
+    changed = differences(old.model_dump(mode="json"), config.model_dump(mode="json"))
+    if old.evaluate != config.evaluate:
+        changed.append("evaluate")
+    if changed:
+        raise ConfigError(
+            f"{trial.folder} holds a trial of another config ({'; '.join(changed)}); "
+            "set run= to another directory or remove that one"
+        )
+
+
+def write_config(trial: Trial, config: TrainConfig) -> None:
+    """Write the config of a trial that is run now; nobody else may be running it.
 
     Raises `ConfigError` rather than mix it with what another config left in its folder.
     """
-    config = check_config(study, trial, base)
-    path = Path(trial.folder) / _CONFIG
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_yaml(config))
-    return config
-
-
-def check_config(study: StudyConfig, trial: Trial, base: Path) -> TrainConfig:
-    """Return the config that the study gives a trial.
-
-    Raises `ConfigError` if what its folder holds was begun with another.
-    """
-    path = Path(trial.folder) / _CONFIG
-    config = training_config(study, trial, base)
-    if path.exists() and has_begun(trial):
-        old = load(TrainConfig, path)
-        changed = differences(old.model_dump(mode="json"), config.model_dump(mode="json"))
-        if old.evaluate != config.evaluate:
-            changed.append("evaluate")
-        if changed:
-            raise ConfigError(
-                f"{trial.folder} holds a trial of another config ({'; '.join(changed)}); "
-                "set run= to another directory or remove that one"
-            )
-    return config
+    check_config(trial, config)
+    Directory(trial.folder).write_text(_CONFIG, to_yaml(config))
 
 
 def own_config(trial: Trial) -> TrainConfig:
@@ -84,15 +78,17 @@ def own_config(trial: Trial) -> TrainConfig:
 
 
 def start(
-    trial: Trial, threads: int, before: Callable[[], None], gpu: str | None = None
-) -> subprocess.Popen[bytes]:
+    trial: Trial, threads: int, before: Callable[[], bool], gpu: str | None = None
+) -> subprocess.Popen[bytes] | None:
     """Start a trial; it holds its folder's lock until it ends, however it ends.
 
-    `before` is called once the folder is ours. The trial sees no GPU but `gpu`, as
-    `CUDA_VISIBLE_DEVICES` names it; None leaves that to the caller's. Raises `TrialBusyError` if
-    another process has it: two writers would spoil each other's log.
+    `before` is called once the folder is ours, and returns whether there is anything left to run:
+    None if not. The trial sees no GPU but `gpu`, as `CUDA_VISIBLE_DEVICES` names it; None leaves
+    that to the caller's. Raises `TrialBusyError` if another process has it: two writers would spoil
+    each other's log.
     """
     folder = Path(trial.folder)
+    folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tcjepa", "pretrain", str(folder / _CONFIG)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if gpu is not None:
@@ -102,7 +98,8 @@ def start(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TrialBusyError(f"{trial.folder} is being run by another process") from error
-        before()
+        if not before():
+            return None
         return subprocess.Popen(
             [*command, f"train.threads={threads}"],
             stdout=log,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tcjepa.ablate.provenance import PROVENANCE
-from tcjepa.ablate.study import StudyConfig, Trial, trials_of
+from tcjepa.ablate.study import StudyConfig, Trial, training_config, trials_of
 from tcjepa.ablate.trial import write_config
 from tcjepa.evaluate.linear import ProbeResult
 from tcjepa.evaluate.measure import Measure
@@ -34,7 +34,8 @@ def pretend(
 
 def finish(study: StudyConfig, trial: Trial, base: Path, level: float, images: int = 80) -> None:
     """Write what one trial would leave; seeds differ by a little."""
-    config = write_config(study, trial, base)
+    config = training_config(study, trial, base)
+    write_config(trial, config)
     folder = Path(trial.folder)
     luck = np.random.default_rng([trial.seed, *trial.arm.name.encode()])
     level += 0.02 * float(np.random.default_rng(trial.seed).normal()) + 0.005 * float(luck.normal())

@@ -143,6 +143,15 @@ def test_recovery_of_clean_is_all_of_noisy_nothing_and_of_no_loss_undefined() ->
     assert (worse.value, worse.interval, worse.student) == (None, None, None)
 
 
+def test_a_share_of_a_loss_that_is_now_and_then_nothing_is_undefined() -> None:
+    drawn = np.ones((2000, 1))
+    drawn[:50] = 0  # few enough for an interval of the loss above 0
+    lost = Combined((0,), (1.0,), drawn)
+    assert lost.interval is not None and lost.interval[0] > 0
+    found = share(Combined((0,), (0.5,), np.full((2000, 1), 0.5)), lost)
+    assert (found.value, found.interval, found.student) == (None, None, None)
+
+
 def test_arms_are_paired_by_the_seeds_they_share() -> None:
     draws = ImageDraws(IMAGES, 100)
     arms = {

@@ -102,4 +102,12 @@ def test_percentiles_leave_undefined_replicates_out() -> None:
 def test_quantiles_fall_to_the_normal() -> None:
     quantiles = [t95(n) for n in range(1, 40)]
     assert quantiles == sorted(quantiles, reverse=True)
-    assert math.isclose(t95(10**6), 1.96)
+    assert t95(10**6) == pytest.approx(1.95996, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.706), (30, 2.0423), (31, 2.0395), (40, 2.0211), (60, 2.0003), (120, 1.9799)],
+)
+def test_quantiles_are_those_of_printed_tables(degrees: int, quantile: float) -> None:
+    assert t95(degrees) == pytest.approx(quantile, abs=5e-4)

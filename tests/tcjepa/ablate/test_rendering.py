@@ -18,9 +18,10 @@ from PIL import Image
 
 from tcjepa.ablate import schema, tables
 from tcjepa.ablate.drawing import moved_apart, style
+from tcjepa.ablate.page import page
 from tcjepa.ablate.panels import MOST_LINES, panels
 from tcjepa.ablate.plots import pictures
-from tcjepa.ablate.rendering import PAGE, REPORT, render
+from tcjepa.ablate.rendering import PAGE, REPORT, markdown, render, summary
 from tcjepa.ablate.schema import ArmRecord, CurveRecord, Estimate
 from tests.tcjepa.ablate.results import made_up
 
@@ -119,6 +120,48 @@ def test_what_noise_took_is_said_in_its_unit() -> None:
     assert lost[1].startswith("19.0 [17.0, 21.0]")
     assert lost[3].startswith("0.190 [0.140, 0.240]")
     assert won[3].startswith("72% [52, 92]")
+    assert [text.rpartition("]")[2] for text in lost[1:]] == [
+        " ±8.0 points lost", " ±8.0 points lost", " ±0.200 lost"
+    ]  # fmt: skip
+
+
+def test_slopes_say_their_unit_seeds_and_missing_arms() -> None:
+    gain = Estimate(value=0.2, interval=None, student=None, seeds=3)
+    (slope,) = made_up().slopes
+    measured = {**slope.measures, "text gain": gain}
+    more = slope.model_copy(update={"measures": measured, "points": {"text gain": (2, 3)}})
+    table = tables.slopes_table(made_up().model_copy(update={"slopes": (more,)}))
+    assert table.head == ("curve", "seeds", "linear colour [points]", "text gain")
+    assert table.rows == (
+        ("swap", "2–3", "−19.0 [−21.0, −17.0] ±8.0", "+0.200 (2 of 3 arms)"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("counts", "said", "unsaid"),
+    [
+        ({1}, ["With one seed"], ["With 3 seeds"]),
+        ({3}, ["With 3 seeds"], ["With one seed"]),
+        ({1, 2, 3}, ["With one seed", "With 2–3 seeds"], []),
+        ({12}, [], ["With one seed", "With 12 seeds"]),
+    ],
+)
+def test_few_seeds_are_those_that_finished(
+    counts: set[int], said: list[str], unsaid: list[str]
+) -> None:
+    found = {str(n): Estimate(value=1, interval=None, student=None, seeds=n) for n in counts}
+    made = made_up().model_copy(update={"seeds": (0, 1, 2), "estimates": {"mIoU": found}})
+    text = " ".join(summary(made))
+    assert all(part in text for part in said) and not any(part in text for part in unsaid)
+
+
+def test_the_commands_of_arms_stand_with_the_arms() -> None:
+    made = made_up().model_copy(update={"commands": ("run <all>", "run one", "run <other>")})
+    text = markdown(made, [])
+    assert "## How to run it again\n\n    run <all>\n\n" in text
+    assert text.endswith("One arm alone, with seed 0:\n\n    run one\n    run <other>\n")
+    shown = Page(page(made, [], [])).text
+    assert "run one\nrun <other>" in shown and "run <all>\n" in shown
 
 
 @pytest.mark.parametrize(

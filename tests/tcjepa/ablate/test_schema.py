@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,23 @@ def test_a_line_per_run_and_estimate_for_diffs_to_be_read(tmp_path: Path) -> Non
     estimates = sum(map(len, made_up().estimates.values()))
     assert len([line for line in lines if '"student"' in line]) >= estimates
     assert max(map(len, lines)) < 250
+
+
+def test_a_line_per_command(tmp_path: Path) -> None:
+    made = made_up().model_copy(update={"commands": ("run all  # of it", "run one")})
+    write(made, tmp_path)
+    lines = (tmp_path / RESULT_FILE).read_text().splitlines()
+    found = [line.strip(" ,]") for line in lines if "run " in line]
+    assert found == ['"run all  # of it"', '"run one"']
+    assert read(tmp_path / RESULT_FILE) == made
+
+
+def test_older_files_do_not_say_what_slopes_lack(tmp_path: Path) -> None:
+    content = json.loads(made_up().model_dump_json())
+    for slope in content["slopes"]:
+        del slope["points"]
+    (tmp_path / RESULT_FILE).write_text(json.dumps(content))
+    assert read(tmp_path / RESULT_FILE) == made_up()
 
 
 def test_six_digits_are_kept(tmp_path: Path) -> None:

@@ -85,6 +85,19 @@ def test_a_reduced_study_can_be_reduced_further() -> None:
     ]  # fmt: skip
 
 
+def test_overrides_of_every_arm_hold_over_those_of_the_reduced_size(tmp_path: Path) -> None:
+    reduced = {"set": ["train.warmup_steps=3", "train.lr=0.1"], "references": []}
+    content = {"run": "x", "base": "scenes_mini", "x": "train.lr", "axes": {"train.lr": [0.1]}}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**content, "set": ["train.steps=9"], "reduced": reduced}))
+    assert open_study(str(path), reduced=True).set == ["train.steps=9", *reduced["set"]]
+    given = open_study(str(path), ["set=[train.warmup_steps=7]"], reduced=True)
+    (trial, *_) = trials_of(given)
+    assert training_config(given, trial, config_path(given.base)).train.warmup_steps == 7
+    only = open_study(str(path), ["reduced.set=[train.warmup_steps=7]"], reduced=True)
+    assert only.set == ["train.steps=9", "train.warmup_steps=7"]
+
+
 def test_an_unknown_study_is_named_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match=r"no study 'nois'; those here are .*noise"):
         open_study("nois")

@@ -153,5 +153,6 @@ def test_report_says_what_is_missing_and_what_the_slope_is(tmp_path: Path) -> No
     assert "3 runs are missing" in text
     assert "| rate 0.0 | 2 | 41.0 [40.0, 42.0] ±12.7 | 0.500 [0.500, 0.500] ±0.000 |" in text
     assert "| I-JEPA | 0 | not begun | — |" in text
-    assert "| study | −10.0 |" in text  # of the one seed that has both ends
+    assert "| curve | seeds | linear shape [points] | text gain |" in text
+    assert "| study | 1 | −10.0 |" in text  # of the one seed that has both ends
     assert outcomes(made) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.settings import load
 from tcjepa.ablate.measurements import random_arms
 from tcjepa.ablate.portable import portable
 from tcjepa.ablate.results import UNITLESS, can_be_lost, outcomes
 from tcjepa.ablate.schema import StudyResult
-from tcjepa.ablate.study import StudyConfig, Trial, trials_of
+from tcjepa.ablate.study import StudyConfig, Trial, arms_of, training_config, trials_of
 from tcjepa.ablate.summary import summarise
+from tcjepa.config import TrainConfig, differences
 from tcjepa.evaluate import agreement, grounding
 from tcjepa.evaluate.tally import TALLIES_FILE
 from tests.tcjepa.ablate.pretended import RANDOM_LEVEL, finish, pretend
@@ -116,6 +119,34 @@ def test_untrained_text_paths_stand_for_themselves_only(world: Path) -> None:
     assert beside.keys() == alone.keys()
 
 
+AGREES, POINTS, PROBED = agreement.GAIN, grounding.POINTING, "linear shape"
+
+
+@pytest.mark.parametrize(
+    ("keys", "common", "left_out"),
+    [
+        (["masks.targets=2"], [], {AGREES}),
+        (["data.caption_sources=[alt]"], [], {AGREES, POINTS}),
+        (["data.captions_per_image=1"], [], {AGREES, POINTS}),
+        (["data.captions_per_image=1"], ["evaluate.captions_per_image=2"], set()),
+        (["evaluate.captioned_images=7"], [], {AGREES, POINTS}),
+        (["train.lr=0.5"], [], set()),
+    ],
+)
+def test_a_random_twin_stands_for_arms_that_are_tested_alike(
+    keys: list[str], common: list[str], left_out: set[str], tmp_path: Path
+) -> None:
+    made = opened(
+        tmp_path, axes={"data.noise.rate": [0.0]}, set=common, references={"other": keys},
+        contrasts=[], recovery=[], seeds=[0],
+    )  # fmt: skip
+    pretend(made, tmp_path / "base.yaml", lambda _: 0.5)
+    measured = {AGREES: 0.1, POINTS: 30.0}
+    found = [replace(one, random={**one.random, **measured}) for one in outcomes(made)]
+    (arm,) = random_arms(found).values()
+    assert {AGREES, POINTS, PROBED} - arm.keys() == left_out
+
+
 def test_what_can_be_lost() -> None:
     lost = ["linear colour", "mIoU", grounding.POINTING, agreement.GAIN]
     others = sorted({grounding.CHANCE, *UNITLESS} - {agreement.GAIN})
@@ -130,11 +161,39 @@ def test_slope_is_the_change_per_unit_of_x(result: StudyResult) -> None:
     assert found.interval is not None and found.interval[1] < 0
 
 
+def test_a_slope_says_on_which_seeds_and_arms_it_is(tmp_path: Path) -> None:
+    made = opened(tmp_path)
+    for trial in trials_of(made):
+        if trial.arm.name != "rate 0.5" and (trial.arm.name, trial.seed) != ("rate 1.0", 2):
+            finish(made, trial, tmp_path / "base.yaml", level(trial))
+    (slope,) = summarise(made, outcomes(made), "").slopes
+    assert slope.measures["mIoU"].seeds == 2
+    assert slope.points["mIoU"] == (2, 3)
+
+
+def test_slopes_of_whole_curves_lack_nothing(result: StudyResult) -> None:
+    assert [slope.points for slope in result.slopes] == [{}]
+
+
+def test_an_arm_alone_is_run_by_a_command_of_its_own(result: StudyResult, world: Path) -> None:
+    made, commands = opened(world), dict(
+        reversed(line.split("  # ")) for line in result.commands[1:]
+    )  # fmt: skip
+    assert list(commands) == [arm.name for arm in arms_of(made)]
+    words = shlex.split(commands["rate 0.5"])
+    assert words[:5] == ["python", "-m", "tcjepa", "pretrain", "base.yaml"]
+    config = load(TrainConfig, world / "base.yaml", words[5:])
+    trial = next(t for t in trials_of(made) if t.arm.name == "rate 0.5" and t.seed == 0)
+    asked = training_config(made, trial, world / "base.yaml").model_dump(mode="json")
+    assert differences(asked, config.model_dump(mode="json")) == []
+    assert (config.run, config.data.cache_dir) == ("runs/study-rate-0.5", None)
+
+
 def test_nothing_says_where_the_files_lay(result: StudyResult, world: Path) -> None:
     text = result.model_dump_json()
     assert str(world) not in text and str(world.parent) not in text
     assert result.command == "python -m tcjepa ablate study.yaml --report"
-    assert result.commands == ("python -m tcjepa ablate study.yaml",)
+    assert result.commands[0] == "python -m tcjepa ablate study.yaml"
     assert (result.hardware, result.minutes) == ("Pretended, 2 cores (12 runs)", 18.0)
 
 

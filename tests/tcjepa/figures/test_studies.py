@@ -58,7 +58,7 @@ def test_a_table_is_narrowed_to_the_arms_and_measures_named(study: Repository) -
     ("table", "row"),
     [
         ("contrasts", "I-JEPA | mIoU | +14.0 |"),
-        ("slopes", "| swap | −19.0 [−21.0, −17.0] ±8.0 |"),
+        ("slopes", "| swap | 2 | −19.0 [−21.0, −17.0] ±8.0 |"),
         ("training", "| I-JEPA | 0.5 |"),
         ("runs", "| swap, rate 1 | 1 | — | 42.0 |"),
         ("missing", "| swap, rate 1 | 2 | begun |"),
