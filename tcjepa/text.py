@@ -148,7 +148,8 @@ class HashedEncoder:
         self._max_words = config.max_words
         self._positions = 0.5 * _sinusoids(config.max_words, config.width)
         self._numbers: dict[str, int] = {}
-        self._vectors = np.empty((1024, config.width), dtype=np.float32)
+        # Zeros: padding reads the first row, even before there is a word, and NaN · 0 is NaN.
+        self._vectors = np.zeros((1024, config.width), dtype=np.float32)
         self._captions: Recent[list[str]] = Recent(config.cache)
 
     def encode(self, captions: Sequence[Sequence[str]], device: torch.device) -> TextBatch:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -123,6 +124,13 @@ def test_no_captions_at_all_still_make_a_batch(folders):
         batch = open_text_encoder(TextConfig(encoder=name)).encode([[], []], CPU)
         assert batch.caption.tolist() == [[-1], [-1]]
         assert batch.words.shape[0] == 0 and batch.valid.shape[0] == 0
+
+
+def test_padding_is_zero_before_there_is_any_word(monkeypatch):
+    """What is not written yet may be NaN, and NaN times zero is NaN."""
+    monkeypatch.setattr(np, "empty", lambda *shape, **kind: np.full(*shape, np.nan, **kind))
+    batch = HashedEncoder(TextConfig(width=16, max_words=8)).encode([[""]], CPU)
+    assert not batch.words.any()
 
 
 @settings(max_examples=50, deadline=None)

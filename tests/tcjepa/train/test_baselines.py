@@ -125,7 +125,8 @@ def test_baselines_on_two_ranks_follow_one(tmp_path: Path) -> None:
             for ours, theirs in zip(read(run), one, strict=True):
                 reading = "captioned" if kind == "contrastive" else "accuracy_colour"
                 for key in ("loss", "grad_norm", reading):
-                    assert ours[key] == pytest.approx(theirs[key], rel=2e-5), (name, key)
+                    # How far sums in another order are apart depends on the processor, too.
+                    assert ours[key] == pytest.approx(theirs[key], rel=1e-4), (name, key)
             for key, value in checkpoint.resolve(run, print).model.items():
                 torch.testing.assert_close(value, end.model[key], rtol=1e-3, atol=2e-4)
 
