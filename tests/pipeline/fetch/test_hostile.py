@@ -1,11 +1,13 @@
-"""Every attack ends with its reason, within its time and memory, and reaches nothing private."""
+"""Every attack ends with its reason, within its time, and reaches nothing private.
+
+Their memory is watched in `test_hostile_part`.
+"""
 
 from __future__ import annotations
 
 import socket
 import threading
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -28,8 +30,7 @@ PUBLIC = ip_address("93.184.216.34")
 
 
 def fate(opener: PolicyOpener, url: str) -> str | None:
-    """Return the reason a URL fails with, None if it comes through; bounds time and memory."""
-    tracemalloc.start()
+    """Return the reason a URL fails with, None if it comes through; bounds its time."""
     began = time.monotonic()
     try:
         with opener.open(url) as answer:
@@ -40,11 +41,7 @@ def fate(opener: PolicyOpener, url: str) -> str | None:
         return error.reason
     finally:
         elapsed = time.monotonic() - began
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
         assert elapsed <= DEADLINE + 2
-        # The body as sent and as decoded, the head, and what the server's side of it takes.
-        assert peak <= 4 * MAX_BYTES + 4_000_000
 
 
 @pytest.mark.parametrize("name", ATTACKS)

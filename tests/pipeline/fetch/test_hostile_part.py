@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import subprocess
 import sys
 import tarfile
@@ -23,6 +22,7 @@ from pipeline.stages.download import DownloadConfig, download
 from pipeline.stages.failures import FAILURES
 from pipeline.stages.task import Task
 from pipeline.storage import Directory
+from tests.peak_memory import peak_rss
 from tests.pipeline.fetch.attacks import ATTACKS, MAX_BYTES
 from tests.pipeline.fetch.pictures import CLAIMS, OTHERS, picture
 from tests.pipeline.fetch.web import HostileWeb, answers
@@ -87,8 +87,7 @@ def fetch_part(folder: Path, table: str, name: str, port: int) -> dict[str, Any]
     )
     began = time.monotonic()
     report = download(Task(run, "download", "mark"), part, source, config)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"counts": report.counts, "seconds": time.monotonic() - began, "peak": peak}
+    return {"counts": report.counts, "seconds": time.monotonic() - began, "peak": peak_rss()}
 
 
 def run_in_child(folder: Path, urls: list[str], port: int) -> list[dict[str, Any]]:
@@ -148,7 +147,7 @@ def test_a_part_of_nothing_but_attacks(
     slow = sum(reason in ("deadline", "timeout") for _, reason in rows)
     assert after["seconds"] <= (slow / THREADS + 1) * (DEADLINE + 2) + 20
     # As documented: three bodies per thread, and one decoded picture.
-    bound = 3 * THREADS * MAX_BYTES + 80 * MAX_PIXELS
+    bound = 3 * THREADS * MAX_BYTES + 20 * MAX_PIXELS
     assert after["peak"] - before["peak"] <= bound
 
     written = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import tracemalloc
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from pipeline.forget.tables import copies_of
 from pipeline.settings import build
 from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
+from tests.peak_memory import peak_growth
 from tests.pipeline.stages.measured_rows import FAILED, TEXTS, Row, run_select, uid
 
 
@@ -151,22 +149,18 @@ def test_a_near_copy_of_a_semantic_duplicate_names_both(tmp_path: Path) -> None:
 def test_one_long_caption_among_many_costs_its_own_length(tmp_path: Path) -> None:
     """Equal texts of a pool are one; they are compared without padding all to the longest."""
     long = "a red star " + "x" * 40_000
-    # In a process of its own: tracing allocations is for those without other threads.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        found, peak = pool.submit(_traced, tmp_path, long).result()
+    warm_up = (tmp_path / "warm-up", "a red star")
+    found, growth = peak_growth(_pooled_lengths, tmp_path / "run", long, warm_up=warm_up)
     assert found == [len("two green squares"), len(long)]
-    assert peak < 100e6  # 3,002 captions of 40,011 characters would be 480 MB
+    assert growth < 100e6  # 3,002 captions of 40,011 characters would be 480 MB
 
 
-def _traced(tmp_path: Path, long: str) -> tuple[list[int], int]:
+def _pooled_lengths(folder: Path, long: str) -> list[int]:
     TEXTS[long] = None
     rows = [Row("A", ("two green squares",) * 3000), Row("A", (long, "two green squares"))]
     rules = {"caption": {"pool_similarity": None, "max_characters": None}}
-    tracemalloc.start()
-    found, _ = run_select(Directory(tmp_path), [rows], build(FilterConfig, rules))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return sorted(map(len, found[0]["captions"])), peak
+    found, _ = run_select(Directory(folder), [rows], build(FilterConfig, rules))
+    return sorted(map(len, found[0]["captions"]))
 
 
 def test_semantic_duplicates_go_with_their_captions(tmp_path: Path) -> None:
