@@ -59,7 +59,9 @@ class DataConfig(Settings):
         None, description="the same by the agreement score, which sees single false words"
     )
     caption_sources: list[str] | None = Field(
-        None, description='only captions from these sources, e.g. [alt, "annotations:*"]'
+        None,
+        description='only captions from these sources, e.g. [alt, "annotations:*"]; [] trains '
+        "without words, as a control in studies",
     )
     noise: NoiseConfig = Field(NoiseConfig(), description="caption noise, for studies")
     window: Positive = Field(

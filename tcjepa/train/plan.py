@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.storage import Directory
 from tcjepa.config import TrainConfig, method
+from tcjepa.data.captioned import check_captioned
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.plan import samples_per_epoch
 from tcjepa.masks import sample_masks
@@ -26,11 +27,13 @@ def describe_plan(config: TrainConfig) -> str:
     """Return the plan of a run; reads the shard index, trains nothing and leaves nothing behind.
 
     The index is mapped in a temporary folder, whatever `data.cache_dir` says. Raises `ConfigError`
-    as a run would: missing shards, masks that do not fit, no step left.
+    as a run would: missing shards, no caption to read, masks that do not fit, no step left.
     """
     with tempfile.TemporaryDirectory() as folder:
         data = config.data.model_copy(update={"cache_dir": folder})
         index = ShardIndex.open(data)
+        if config.reads_captions:
+            check_captioned(index, data)
         samples, classes = len(index), None
         if config.train.objective == "supervised":
             classes = Labels(index, config.train.labels).counts

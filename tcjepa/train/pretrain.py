@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.storage import Directory
 from tcjepa.config import TrainConfig
+from tcjepa.data.captioned import check_captioned
 from tcjepa.evaluate.tally import TALLIES_FILE, to_bytes
 from tcjepa.evaluation import check_evaluable, evaluate_checkpoint, table, to_json
 from tcjepa.train import checkpoint, distributed, hardware
@@ -80,6 +81,9 @@ def _train(config: TrainConfig, world: World, say: Say, fresh: bool) -> Ending:
     if run.is_done:
         say(f"{config.run} is done: all {run.schedule.steps} steps. --fresh starts over")
         return Ending.FINISHED
+    if world.is_main and config.reads_captions:
+        check_captioned(run.index, config.data)
+    distributed.wait(world)
     say(summary(run))
     ending = train(run)
     if ending is not Ending.FINISHED:

@@ -71,6 +71,7 @@ def test_bad_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         ("data.image_size=48", "model.encoder takes 32-pixel images"),
         ("evaluate.image_size=48", "set evaluate.image_size=32"),
         ("data.captions_per_image=0", "model.text=null"),
+        ("data.caption_sources=['ant:*']", "['ant:*']: none of the"),
         ("train.evaluate_after=true", "evaluate.labels"),
         ("masks.min_context=30", "masks.min_context"),
         ("run=s3://bucket/run", "must be local"),

@@ -1,13 +1,18 @@
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.settings import ConfigError
+from tcjepa.data.captioned import check_captioned
 from tcjepa.data.captions import choose, eligible
 from tcjepa.data.config import DataConfig
-from tests.tcjepa.shards import caption
+from tcjepa.data.index import ShardIndex
+from tests.tcjepa.shards import caption, two_captions, write_shards
 
 
 def config_of(**keys: Any) -> DataConfig:
@@ -83,3 +88,43 @@ def test_eligible() -> None:
     assert eligible(captions, config_of(caption_sources=["alt"])) == [0]
     assert eligible(captions, config_of(caption_sources=["annotations:*", "alt"])) == [0, 1, 2]
     assert choose(captions, config_of(caption_sources=["nobody"]), 0, 0, "u") == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (
+            {"caption_sources": ["annotation:*"]},
+            r"caption_sources=\['annotation:\*'\]: none of the",
+        ),
+        ({"min_caption_quality": 0.9}, r"min_caption_quality=0.9: none of the"),
+        (
+            {"caption_sources": ["alt"], "min_caption_quality": 0.5},
+            "caption_sources.* and .*quality",
+        ),
+    ],
+)
+def test_a_choice_that_leaves_no_caption_is_refused(
+    tmp_path: Path, keys: dict[str, Any], says: str
+) -> None:
+    write_shards(tmp_path, 70)  # an alt text of quality 0.25 and another caption of 0.75
+    config = DataConfig(shards=str(tmp_path), cache_dir=str(tmp_path / "cache"), **keys)
+    with pytest.raises(ConfigError, match=says) as error:
+        check_captioned(ShardIndex.open(config), config)
+    assert "alt (32), annotations:short (32)" in str(error.value)
+
+
+@pytest.mark.parametrize("sources", [None, ["alt"], ["annotations:*"], []])
+def test_a_choice_that_leaves_captions_passes(tmp_path: Path, sources: list[str] | None) -> None:
+    write_shards(tmp_path, 70, captions=lambda n: two_captions(n) if n > 60 else [])
+    config = DataConfig(
+        shards=str(tmp_path), cache_dir=str(tmp_path / "cache"), caption_sources=sources
+    )
+    check_captioned(ShardIndex.open(config), config)
+
+
+def test_shards_without_any_caption_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, 3, captions=lambda n: [])
+    config = DataConfig(shards=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match="text=null for I-JEPA"):
+        check_captioned(ShardIndex.open(config), config)
