@@ -10,7 +10,7 @@ import yaml
 
 from tcjepa.ablate.cost import missing_shards, operations
 from tcjepa.ablate.study import StudyConfig, training_config, trials_of
-from tests.tcjepa.ablate.test_study import TINY, study
+from tests.tcjepa.ablate.worlds import TINY, study
 
 
 @pytest.fixture

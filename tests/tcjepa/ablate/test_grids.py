@@ -16,7 +16,7 @@ from tcjepa.ablate.grids import GRID, GridConfig, curves, expand
 from tcjepa.ablate.study import StudyConfig, arms_of, remedies_of, training_config, trials_of
 from tcjepa.config import TrainConfig, differences
 from tcjepa.noise import CaptionNoise
-from tests.tcjepa.ablate.test_study import TINY, study
+from tests.tcjepa.ablate.worlds import TINY, study
 
 KINDS = ["derangement", "drop_words", "truncate", "typos"]
 X = "data.noise.rate"

@@ -15,8 +15,7 @@ from tcjepa.ablate import kept, provenance
 from tcjepa.ablate.study import StudyConfig, trials_of
 from tcjepa.config import TrainConfig
 from tcjepa.evaluation import UNTRAINED
-from tests.tcjepa.ablate.conftest import make_world
-from tests.tcjepa.ablate.test_study import TINY, command, study
+from tests.tcjepa.ablate.worlds import TINY, command, make_world, study
 from tests.tcjepa.shards import caption, write_shards
 
 X = "data.noise.rate"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,49 +11,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.settings import ConfigError, build
+from pipeline.settings import ConfigError
 from tcjepa.ablate.report import write_report
 from tcjepa.ablate.results import Outcome, outcomes
 from tcjepa.ablate.runner import run_trials
 from tcjepa.ablate.schema import RESULT_FILE, read
 from tcjepa.ablate.study import StudyConfig, arms_of, trials_of
-
-TINY = {
-    "run": "unused",
-    "data": {"shards": "unused", "image_size": 16, "captions_per_image": 2, "workers": 0},
-    "text": {"encoder": "hashed", "max_words": 8, "width": 16},
-    "model": {
-        "encoder": "vit_base_patch16_gap_224",
-        "encoder_kwargs": {
-            "img_size": 16, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2,
-        },
-        "predictor": {"width": 16, "depth": 1},
-    },
-    "train": {
-        "batch": 8, "steps": 6, "device": "cpu", "threads": 1,
-        "checkpoint_every_steps": 2, "monitor_every": 0,
-    },
-    "evaluate": {
-        "image_size": 16, "labels": ["shape"], "tasks": ["linear", "knn", "spectrum"], "seeds": 1,
-        "linear": {"epochs": 2, "learning_rates": [0.01], "weight_decays": [0.0]},
-        "knn": {"k": 3},
-    },
-}  # fmt: skip
-
-
-def study(folder: Path, **changes: object) -> StudyConfig:
-    data: dict[str, object] = {
-        "run": str(folder / "study"),
-        "base": str(folder / "base.yaml"),
-        "shards": str(folder / "shards"),
-        "x": "data.noise.rate",
-        "set": ["data.noise.kind=derangement"],
-        "axes": {"data.noise.rate": [0.0, 1.0]},
-        "references": {"I-JEPA": ["model.text=null", "data.noise.kind=none"]},
-        "seeds": [0],
-        **changes,
-    }
-    return build(StudyConfig, data)
+from tests.tcjepa.ablate.worlds import TINY, command, study
 
 
 def test_arms_are_every_combination_and_the_references(tmp_path: Path) -> None:
@@ -96,10 +59,6 @@ def test_wrong_key_names_the_arm_before_any_trial_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"arm 'broken'(.|\n)*did you mean model.text"):
         run_trials(made, tmp_path / "base.yaml", print)
     assert not (tmp_path / "study").exists()
-
-
-def command(folder: Path) -> list[str]:
-    return [sys.executable, "-m", "tcjepa", "ablate", str(folder / "study.yaml")]
 
 
 def test_killed_study_goes_on_and_reports(world: Path) -> None:

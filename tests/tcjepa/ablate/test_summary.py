@@ -22,7 +22,7 @@ from tcjepa.config import TrainConfig, differences
 from tcjepa.evaluate import agreement, grounding
 from tcjepa.evaluate.tally import TALLIES_FILE
 from tests.tcjepa.ablate.pretended import RANDOM_LEVEL, finish, pretend
-from tests.tcjepa.ablate.test_study import TINY, study
+from tests.tcjepa.ablate.worlds import TINY, study
 
 LEVELS = {"clean": 0.7, "rate 0.0": 0.7, "rate 0.5": 0.55, "rate 1.0": 0.4, "I-JEPA": 0.4}
 MADE: dict[str, Any] = {
