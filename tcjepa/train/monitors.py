@@ -22,14 +22,17 @@ from tcjepa.train.config import TrainSection
 def due(section: TrainSection, step: int, last: bool) -> frozenset[str]:
     """Return which of "monitor", "probe" and "attention" are due after `step` optimizer steps.
 
-    At the run's last step everything is that is on at all.
+    At the run's last step everything is that is on at all. Monitors are due after the first step
+    too, when the warm-up has hardly begun: what comes later is compared with the initial weights.
     """
     every = {
         "monitor": section.monitor_every,
         "probe": section.probe_every,
         "attention": section.attention_every,
     }
-    return frozenset(name for name, steps in every.items() if steps and (last or step % steps == 0))
+    on = {name: steps for name, steps in every.items() if steps}
+    found = {name for name, steps in on.items() if last or step % steps == 0}
+    return frozenset(found | ({"monitor"} & on.keys() if step == 1 else set()))
 
 
 @torch.no_grad()

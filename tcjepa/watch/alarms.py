@@ -43,6 +43,7 @@ class Finding:
 class _State:
     """What a rule remembers of one reading."""
 
+    first: float | None = None
     best: float = float("-inf")
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     beyond: int = 0
@@ -92,6 +93,8 @@ class Watch:
     def _judge(
         self, rule: Rule, state: _State, key: str, value: float, step: int
     ) -> Finding | None:
+        if state.first is None:
+            state.first = value
         if rule.after_warmup and step < self._warmup_steps:
             return None
         sign = 1.0 if rule.side == "above" else -1.0
@@ -106,8 +109,9 @@ class Watch:
         if state.beyond < rule.patience or state.raised:
             return None
         state.raised = True
-        of = {"value": "", "best": f" of {scale:.4g}", "recent": f" times {scale:.4g}"}
-        text = f"{key} = {value:.4g}, {rule.side} {rule.limit:g}{of[rule.against]}: {rule.says}"
+        of = " times" if rule.against == "recent" else " of"
+        scaled = "" if rule.against == "value" else f"{of} {scale:.4g}"
+        text = f"{key} = {value:.4g}, {rule.side} {rule.limit:g}{scaled}: {rule.says}"
         return Finding(rule.name, step, text, rule.advice, rule.is_note)
 
 
@@ -160,6 +164,8 @@ def _scale(rule: Rule, state: _State) -> float | None:
     """Return what the limit is a multiple of; None while too little has been read."""
     if rule.against == "value":
         return 1.0
+    if rule.against == "first":
+        return state.first
     if rule.against == "best":
         return state.best if state.best > 0 else None
     return median(state.recent) if len(state.recent) == RECENT else None

@@ -20,8 +20,8 @@ class Rule:
 
     It is announced once when `patience` readings in a row lie beyond `limit`, and again only after
     a reading on the right side of `clear`. Both are multiples of what `against` names: 1 (`value`),
-    the best reading so far (`best`: the highest), or the median of the last `RECENT` readings
-    (`recent`). A key that ends in * stands for every reading that begins so.
+    the `first` reading, the best so far (`best`: the highest), or the median of the last `RECENT`
+    readings (`recent`). A key that ends in * stands for every reading that begins so.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Rule:
     limit: float
     clear: float
     patience: int
-    against: Literal["value", "best", "recent"]
+    against: Literal["value", "first", "best", "recent"]
     says: str
     advice: str
     source: str
@@ -40,7 +40,12 @@ class Rule:
 
     def describe_limit(self) -> str:
         """Return the limit in words, such as "below 0.25 of its best, 2 readings in a row"."""
-        of = {"value": "", "best": " of its highest", "recent": f" times its last {RECENT}' median"}
+        of = {
+            "value": "",
+            "first": " of its first",
+            "best": " of its highest",
+            "recent": f" times its last {RECENT}' median",
+        }
         row = "" if self.patience == 1 else f", {self.patience} readings in a row"
         late = ", after warm-up" if self.after_warmup else ""
         return f"{self.side} {self.limit:g}{of[self.against]}{row}{late}"
@@ -68,9 +73,10 @@ RULES: Final = (
         "RankMe (Garrido et al. 2023) follows accuracy; the factor is ours",
     ),
     Rule(
-        "collapse", "monitor/target_encoder_rank", "below", 0.25, 0.4, 2, "best",
-        "the target's features collapse: they use ever fewer dimensions", _COLLAPSE,
-        "RankMe (Garrido et al. 2023) follows accuracy; the factor is ours",
+        "collapse", "monitor/target_encoder_rank", "below", 0.75, 0.9, 2, "first",
+        "the target's features use fewer dimensions than those of the initial weights", _COLLAPSE,
+        "ours: in 400 steps of scenes_mini without text it falls from 6.6 to 3.4 without VICReg's "
+        "terms, and rises to 27 with them", after_warmup=True,
     ),
     Rule(
         "collapse", "monitor/encoder_std", "below", 0.25, 0.3, 3, "value",

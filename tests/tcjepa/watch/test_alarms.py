@@ -83,6 +83,15 @@ def test_a_restart_anywhere_changes_nothing_that_is_said(cut: int, key: str) -> 
     assert after == [line for line in said if int(line.split()[1][:-1]) >= cut]
 
 
+def test_a_rank_below_that_of_the_initial_weights_is_said() -> None:
+    """However slowly it falls, and whatever it was on the way."""
+    key = "monitor/target_encoder_rank"
+    assert follow(Watch(100), key, [8.0, *[5.9] * 100]) == []  # the warm-up may take from it
+    found = follow(Watch(100), key, [8.0, *[16.0] * 100, *[5.9] * 5])
+    assert [(each.name, each.step) for each in found] == [("collapse", 102)]
+    assert "below 0.75 of 8: the target's features use fewer dimensions" in found[0].text
+
+
 def test_text_alarms_wait_for_the_warmup() -> None:
     watch = Watch(warmup_steps=100)
     assert follow(watch, "positive_share", [0.0] * 149) == []
