@@ -31,7 +31,7 @@ class KeptShares:
     def of(self, config: TrainConfig) -> dict[str, float]:
         """Return the share of the split's images, and of their captions from the same sources.
 
-        Captions only if the model reads them; those of images that the filter drops count as
+        Captions only if the model reads any; those of images that the filter drops count as
         dropped. Of more than 2,000 images, captions of so many evenly spaced ones are counted.
         """
         data = config.data
@@ -41,7 +41,8 @@ class KeptShares:
         if key not in self._known:
             self._known[key] = _count(data)
         found = self._known[key]
-        return found if config.reads_captions else {IMAGES: found[IMAGES]}
+        reads = config.reads_captions and data.caption_sources != []
+        return found if reads else {IMAGES: found[IMAGES]}
 
 
 def _count(data: DataConfig) -> dict[str, float]:

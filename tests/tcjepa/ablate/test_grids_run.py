@@ -118,4 +118,4 @@ def test_kept_shares_of_filters_and_thresholds(tmp_path: Path) -> None:
     both = ("data.filter=quality_best >= 0.5", "data.min_caption_quality=0.75")
     assert of(*both) == [0.5, 0.125]
     assert of(*both, "data.caption_sources=[alt]") == [0.5, 0.25]
-    assert of(*both, "model.text=null") == [0.5]
+    assert of(*both, "model.text=null") == of(*both, "data.caption_sources=[]") == [0.5]
