@@ -99,16 +99,26 @@ class Engine:
             self.run.remove(DASHBOARD)
         self._flush_events()
 
-    def execute(self, label: str, jobs: Iterable[Job]) -> None:
-        """Run jobs to their end, skipping those whose output is there.
+    def execute(
+        self, label: str, jobs: Iterable[Job], before: Callable[[set[str]], None] | None = None
+    ) -> None:
+        """Run jobs to their end, skipping those whose output is there and not to be made of anew.
 
         A job must come after the jobs it names in `after`. At most `IN_FLIGHT` are submitted at a
-        time, so that neither the driver nor the scheduler grows with the run.
+        time, so that neither the driver nor the scheduler grows with the run. `before` is called
+        first, with the stages that have something to do.
         """
         jobs = list(jobs)
         with ThreadPoolExecutor(_READERS) as pool:
             done = list(pool.map(self._is_done, jobs))
-        pending = [job for job, skip in zip(jobs, done, strict=True) if not skip]
+        pending: list[Job] = []
+        renewed: set[str] = set()
+        for job, there in zip(jobs, done, strict=True):
+            if not there or not renewed.isdisjoint(job.after):
+                pending.append(job)
+                renewed.add(job.key)
+        if before is not None:
+            before({job.stage for job in pending})
         with Progress(label, len(jobs), "tasks") as progress:
             progress.skip(len(jobs) - len(pending))
             if pending:

@@ -37,12 +37,15 @@ from pipeline.stages import (
     select,
     shuffle,
 )
-from pipeline.stages.task import ALL, SHARDS, is_done, tables_of
+from pipeline.stages.task import ALL, SHARDS, discard_marks, is_done, tables_of
 from pipeline.storage import Directory
 
 CONFIG = "config.yaml"
 #: Beside it, thresholds that `--until` only tried: the verdicts are theirs, the shards are not.
 TRIED = "tried.yaml"
+
+#: Tables of parts, and of shards, that are made of those of a stage of the whole run.
+_MADE_OF = {"fit": "score", "plan": "pack"}
 
 #: Where `shards --until` can stop.
 UNTIL = ("download", "filter", "recaption", "select", "score", "choose")
@@ -159,7 +162,13 @@ class _Run:
         marks = Fingerprints(self.config, parts)
         todo = [p for p in parts if not is_done(self.run, "download", p.name, marks.download(p))]
         with self.source.serve() if todo else nullcontext():
-            self.engine.execute("images", self._part_jobs(parts, marks, until))
+            jobs = self._part_jobs(parts, marks, until)
+            self.engine.execute("images", jobs, before=self._discard_fit)
+
+    def _discard_fit(self, stages: set[str]) -> None:
+        """Captioners need not answer alike twice: what was fitted to their captions goes first."""
+        if "recaption" in stages:
+            discard_marks(self.run, "fit")
 
     def _part_jobs(
         self, parts: list[Part], marks: Fingerprints, until: str | None
@@ -235,10 +244,16 @@ class _Run:
     def _begin_anew(self, stage: str, mark: str) -> None:
         """Take away the mark of a stage that will overwrite its tables one after another.
 
-        Killed on the way, tables of two configs would lie under the mark of the first.
+        Killed on the way, tables of two configs would lie under the mark of the first. So would
+        scores, and shards, that were made of what images and captions were before.
         """
-        if not is_done(self.run, stage, ALL, mark):
-            tables_of(self.run, stage).remove(f"{ALL}.parquet")
+        if is_done(self.run, stage, ALL, mark):
+            return
+        tables_of(self.run, stage).remove(f"{ALL}.parquet")
+        if stage in _MADE_OF:
+            made = tables_of(self.run, _MADE_OF[stage])
+            for table in made.names("*.parquet"):
+                made.remove(table)
 
     def _sound(self, parts: list[Part]) -> list[Part]:
         failures = self.engine.failures

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -149,9 +150,10 @@ class Directory:
             temporary.unlink()
 
     def remove(self, name: str) -> None:
-        """Delete a file or folder; it may be absent."""
+        """Delete a file or folder; it may be absent, or another process delete it first."""
         if self.exists(name):
-            self.fs.rm(self.path(name), recursive=True)
+            with suppress(FileNotFoundError):
+                self.fs.rm(self.path(name), recursive=True)
 
     def write_table(self, name: str, table: pa.Table, fingerprint: str | None = None) -> None:
         """Commit a Parquet table atomically, its fingerprint in the file's metadata."""

@@ -17,14 +17,14 @@ from pipeline.storage import Directory
 def blank_raw(run: Directory, rows: Iterable[dict[str, Any]]) -> list[str]:
     """Blank images and what img2dataset recorded of them in the run's raw files.
 
-    `rows` have `raw` and `image_offset`. Returns the tars that lie outside the run, which are the
-    source's and are left as they are.
+    `rows` have `raw` and `image_offset`. Tars that a user has deleted are passed over. Returns the
+    tars that lie outside the run, which are the source's and are left as they are.
     """
     offsets: dict[str, set[int]] = {}
     for row in rows:
         offsets.setdefault(row["raw"], set()).add(row["image_offset"])
     outside = sorted(tar for tar in offsets if "/" in tar)
-    for tar in sorted(set(offsets) - set(outside)):
+    for tar in sorted((set(offsets) - set(outside)).intersection((run / RAW).names("*.tar"))):
         keys = blank_tar(run / RAW, tar, offsets[tar])
         blank_records(run / RAW, f"{tar.removesuffix('.tar')}.parquet", keys)
     return outside

@@ -23,7 +23,7 @@ from pipeline.sources.webdataset import EXTENSIONS, WebdatasetSource
 from pipeline.stages.download import DownloadConfig
 from pipeline.stages.failures import FAILURES, classify
 from pipeline.stages.integrity import JPEG_START, MOST_SCANS, is_truncated
-from pipeline.stages.task import StageReport, Task
+from pipeline.stages.task import StageReport, Task, discard_measures
 
 VERSION = 1
 
@@ -65,6 +65,7 @@ def adopt(task: Task, part: Part, source: WebdatasetSource, config: DownloadConf
     table = _table(rows, part, stored, outcome)
     if forgotten := forgotten_uids(task.run):
         table = blanked(table, pa.array(sorted(forgotten), pa.string()))
+    discard_measures(task.run, part.name)
     task.write(part.name, table)
     images = [found for found in outcome if isinstance(found, _Image)]
     return StageReport(

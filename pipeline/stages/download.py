@@ -22,7 +22,7 @@ from pipeline.sources.row import OBTAIN_COLUMNS, Source
 from pipeline.stages.failures import FAILURES, UNREACHED, classify
 from pipeline.stages.images import RAW
 from pipeline.stages.raw import Records, fetch_raw
-from pipeline.stages.task import StageReport, Task, tables_of
+from pipeline.stages.task import StageReport, Task, discard_measures, tables_of
 
 VERSION = 3
 # In a table's metadata: what its rows were fetched with, so that a retry knows it may add to them.
@@ -104,6 +104,7 @@ def download(
             # Only now, before the first file is replaced: the earlier table names images that are
             # about to go, and a config that is taken back would take it for done.
             tables_of(task.run, task.stage).remove(f"{part.name}.parquet")
+            discard_measures(task.run, part.name)
             _forget_retries(task, part)
 
         unwanted = _unwanted(rows, forgotten)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ VERSION = 2
 _NOT_INDEXED = META_PREFIX + "annotations"
 
 
-def pack(task: Task, name: str) -> StageReport:
-    """Write one shard and its rows of the index; the index table commits the shard."""
+def pack(task: Task, name: str, images: Mapping[str, bytes] | None = None) -> StageReport:
+    """Write one shard and its rows of the index; the index table commits the shard.
+
+    `images`, by uid, are taken instead of the stored ones, which may be there no more.
+    """
     planned = tables_of(task.run, PLAN).read_table(f"{name}.parquet")
-    samples = _samples(task.run, planned)
+    samples = _samples(task.run, planned, images)
     shards = task.run / SHARDS
     file_name = f"{name}.tar"
     temporary = shards.temporary(file_name)
@@ -57,7 +60,9 @@ def drop_unplanned(run: Directory, names: Collection[str]) -> None:
             tables.remove(name)
 
 
-def _samples(run: Directory, planned: pa.Table) -> list[tuple[bytes, Sample]]:
+def _samples(
+    run: Directory, planned: pa.Table, given: Mapping[str, bytes] | None
+) -> list[tuple[bytes, Sample]]:
     """Return the shard's images and JSON members, read part by part, in the planned order."""
     found: dict[int, tuple[bytes, Sample]] = {}
     for part in dict.fromkeys(planned["part"].to_pylist()):
@@ -65,7 +70,10 @@ def _samples(run: Directory, planned: pa.Table) -> list[tuple[bytes, Sample]]:
         scored = _take(run, "score", part, rows)
         chosen = _take(run, "choose", part, rows)["caption_reasons"].to_pylist()
         fetched = _take(run, "download", part, rows)
-        images = read_images(run, fetched)
+        if given is None:
+            images = read_images(run, fetched)
+        else:
+            images = [given[uid] for uid in fetched["uid"].to_pylist()]
         for image, row, captions, reasons in zip(
             images, fetched.to_pylist(), scored["captions"].to_pylist(), chosen, strict=True
         ):

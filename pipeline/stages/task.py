@@ -12,6 +12,8 @@ TABLES = "tables"
 SHARDS = "shards"
 #: The name of a job that concerns the whole run, and of its table.
 ALL = "all"
+#: Stages of the whole run, each made of the one before.
+_WHOLE = ("select", "fit", "choose", "plan", "finish")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,23 @@ class StageReport:
 def tables_of(run: Directory, stage: str) -> Directory:
     """Return the directory of a stage's tables."""
     return run / TABLES / stage
+
+
+def discard_measures(run: Directory, part: str) -> None:
+    """Delete what was made of a part's images, which are about to be replaced, and the verdicts.
+
+    Fingerprints know settings and inputs, not what servers answer: were a config tried and taken
+    back, measures and new captions would be joined, by position, to images that came since.
+    """
+    for stage in ("filter", "embed", "recaption"):
+        tables_of(run, stage).remove(f"{part}.parquet")
+    discard_marks(run, "select")
+
+
+def discard_marks(run: Directory, first: str) -> None:
+    """Have a stage of the whole run, and those after it, done anew."""
+    for stage in _WHOLE[_WHOLE.index(first) :]:
+        tables_of(run, stage).remove(f"{ALL}.parquet")
 
 
 def is_done(run: Directory, stage: str, name: str, fingerprint: str) -> bool:

@@ -100,6 +100,19 @@ def test_sums_index_and_manifest_follow(mine: Path) -> None:
         assert (mine / "shards" / shard["name"]).stat().st_size == shard["bytes"]
 
 
+def test_a_takedown_needs_no_raw_tars(mine: Path, tmp_path: Path) -> None:
+    """Deleted, once nothing is to be selected anew: shards are then cut from themselves."""
+    twin = tmp_path / "twin"
+    shutil.copytree(mine, twin)
+    shutil.rmtree(twin / "raw")
+    uids = list(samples(mine))[:3]
+    for folder in (mine, twin):
+        done = pipeline("forget", str(folder), *uids)
+        assert done.returncode == 0, done.stderr
+    assert digests(mine) == digests(twin)
+    assert not set(uids) & set(samples(twin))
+
+
 def test_a_rerun_of_the_same_config_finds_nothing_to_do(mine: Path, port: int) -> None:
     uid = next(iter(samples(mine)))
     assert pipeline("forget", str(mine), uid).returncode == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from tests.pipeline.conftest import Web
 from tests.pipeline.runs import pipeline
 
 IMAGES = 12
+THINGS = ["dog", "cat", "barn", "boat", "tree", "lamp", "cup", "horse", "train", "clock", "chair"]
+THINGS += ["bridge"]
 
 
 @pytest.fixture
@@ -25,8 +27,7 @@ def shards(web: Web, tmp_path: Path, image: Callable[..., bytes]) -> Callable[..
         web.add(f"/{n}.jpg", image(seed=n, width=300, height=250), Content_Type="image/jpeg")
         for n in range(IMAGES)
     ]
-    names = "dog cat barn boat tree lamp cup horse train clock chair bridge"
-    captions = [f"an old {thing} in front of a brick wall" for thing in re.split(" ", names)]
+    captions = [f"an old {thing} in front of a brick wall" for thing in THINGS]
     pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "list.parquet")
 
     def build(*overrides: str) -> dict:
@@ -65,6 +66,39 @@ def test_only_passing_failures_are_fetched_again(web: Web, shards: Callable[...,
     assert shards("download.retry=transient") == again  # nothing is left that might pass
     assert shards() == again
     assert web.requests == []
+
+
+def captions_by_number(run: Path) -> dict[int, list[str]]:
+    """Return what the shards say of each image, by the number in its URL."""
+    found = {}
+    for path in (run / "shards").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    sample = json.load(file)
+                    number = int(sample["url"].rpartition("/")[2].removesuffix(".jpg"))
+                    found[number] = [caption["text"] for caption in sample["captions"]]
+    return found
+
+
+def test_a_setting_tried_and_taken_back_mixes_no_captions_of_images_that_changed(
+    web: Web, shards: Callable[..., dict], tmp_path: Path, image: Callable[..., bytes]
+) -> None:
+    sound = web.pages["/0.jpg"]
+    web.add("/0.jpg", status=503)
+    web.add("/2.jpg", image(seed=2, width=300, height=150), Content_Type="image/jpeg")
+    assert shards()["dropped"] == {"too_small": 1}
+    shards("download.image_size=256", "--until", "download")
+    web.pages["/0.jpg"] = sound
+    web.add("/2.jpg", status=404)
+    for overrides in ((), ("filter.image.min_entropy=0.4",)):
+        funnel = shards(*overrides)
+        assert (funnel["fetched"], funnel["dropped"]) == (IMAGES - 1, {})
+        found = captions_by_number(tmp_path / "run")
+        assert sorted(found) == [n for n in range(IMAGES) if n != 2]
+        assert all([THINGS[n] in text for text in found[n]] == [True] for n in found)
 
 
 def test_blocked_hosts_and_urls_are_neither_fetched_nor_kept(
