@@ -71,6 +71,10 @@ class TextEncoder(Protocol):
         """Return the characters [start, end) of the caption that each of its words stands for."""
         ...
 
+    def count_words(self, captions: Sequence[str]) -> list[int]:
+        """Return how many words `encode` would give each caption, without encoding it."""
+        ...
+
 
 def open_text_encoder(config: TextConfig) -> TextEncoder:
     """Return the configured encoder; raises `ConfigError` if it cannot be loaded."""
@@ -171,6 +175,10 @@ class HashedEncoder:
     def spans_of(self, caption: str) -> list[tuple[int, int]]:
         """Return the characters of each word; see `TextEncoder`."""
         return [match.span() for match in _WORD.finditer(caption)][: self._max_words]
+
+    def count_words(self, captions: Sequence[str]) -> list[int]:
+        """Return the number of words of each caption; see `TextEncoder`."""
+        return [len(self._split(caption)) for caption in captions]
 
     def _split(self, text: str) -> list[str]:
         words = self._captions.get(text)

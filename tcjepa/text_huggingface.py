@@ -102,6 +102,10 @@ class HuggingFaceEncoder:
                 spans.append((start + blank, end))
         return spans
 
+    def count_words(self, captions: Sequence[str]) -> list[int]:
+        """Return the number of tokens but the special ones; any tokenizer can tell."""
+        return [mark.count(0) for mark in self._tokenised(captions)[1]] if captions else []
+
     def _move(self, device: torch.device) -> None:
         if self._device == device:
             return
@@ -115,14 +119,7 @@ class HuggingFaceEncoder:
         """Yield each caption's word states (s, F), special tokens and padding left out."""
         if not texts:
             return
-        special = self._tokenizer.num_special_tokens_to_add()
-        encoded = self._tokenizer(
-            texts,
-            truncation=True,
-            max_length=self._config.max_words + special,
-            return_special_tokens_mask=True,
-        )
-        lists, marks = encoded["input_ids"], encoded["special_tokens_mask"]
+        lists, marks = self._tokenised(texts)
         for chunk in self._chunks([len(own) for own in lists], device):
             states, start = self._states([lists[i] for i in chunk], device)
             kept = [
@@ -135,6 +132,16 @@ class HuggingFaceEncoder:
             # A cached view would keep its whole chunk alive; one kernel copies them all.
             copies = torch._foreach_mul(parts, 1.0)
             yield from zip((texts[i] for i in chunk), copies, strict=True)
+
+    def _tokenised(self, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the tokens of each caption, and marks that are 1 at special ones."""
+        encoded = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self._config.max_words + self._tokenizer.num_special_tokens_to_add(),
+            return_special_tokens_mask=True,
+        )
+        return encoded["input_ids"], encoded["special_tokens_mask"]
 
     def _chunks(self, lengths: list[int], device: torch.device) -> Iterator[list[int]]:
         """Yield the captions of each forward pass."""

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.settings import Settings
 from tcjepa.config import TEXT_KEYS
+from tcjepa.evaluation import UNTRAINED
 
 Scalar = str | int | float | bool | None
 Place = tuple[tuple[str, Scalar], ...]
@@ -21,6 +22,8 @@ Place = tuple[tuple[str, Scalar], ...]
 GRID: Final = "grid"
 _NOISE: Final = "data.noise"
 _TEXT: Final = "model.text"
+#: Of an arm's folder [bytes of its name]; file systems take 255.
+_LONGEST: Final = 200
 
 
 class GridConfig(Settings):
@@ -81,7 +84,8 @@ def expand(
 
     Two combinations are one arm if `common` and their overrides say the same of everything that is
     read: at rate 0 all kinds of noise are alike, and I-JEPA reads no key of the text. Raises
-    `ValueError` if two arms that differ have one name, or names alike but for punctuation.
+    `ValueError` if two arms have one name, or names alike but for punctuation, and for names that
+    are too long for a folder or taken for random weights.
     """
     found: dict[frozenset[Any], list[tuple[Place, tuple[str, ...]]]] = {}
     for grid in grids:
@@ -228,12 +232,22 @@ def _frozen(text: str) -> Any:
 def _check_names(arms: Sequence[Arm]) -> None:
     seen: dict[str, str] = {}
     for arm in arms:
-        other = seen.setdefault(slug(arm.name), arm.name)
-        if other is not arm.name:
+        name, folder = arm.name, slug(arm.name)
+        if name == UNTRAINED or name.startswith(f"{UNTRAINED}, "):
             raise ValueError(
-                f"two arms would share a folder: {other!r} and {arm.name!r}; give grids a name or "
-                "other names to references and levels"
+                f"{name!r}: a report calls the encoders that were not trained so; use another name"
             )
+        if len(folder.encode()) > _LONGEST:
+            raise ValueError(
+                f"the arm {name[:_LONGEST]!r}… would have a folder of {len(folder.encode())} bytes "
+                f"of name, at most {_LONGEST} are allowed; give it, its grid or levels shorter ones"
+            )
+        if folder in seen:
+            raise ValueError(
+                f"two arms would share a folder: {seen[folder]!r} and {name!r}; give grids a name "
+                "or other names to references and levels"
+            )
+        seen[folder] = name
 
 
 __all__ = [

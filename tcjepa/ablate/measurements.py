@@ -20,20 +20,20 @@ Twins = dict[str, dict[str, dict[int, Outcome]]]
 def random_arms(found: Sequence[Outcome]) -> Twins:
     """Return the arms of random weights, one per encoder; a seed's twin is the same in its arms.
 
-    A measure in which their twins differ, with the predictor, masks or captions, is left out: it
-    would be the first arm's alone.
+    A measure in which their twins differ, with what they are tested on, the predictor, masks or
+    captions, is left out: it would be the first arm's alone.
     """
     first = {outcome.encoder: outcome.trial.arm.name for outcome in reversed(found)}
     name = {e: UNTRAINED if len(first) == 1 else f"{UNTRAINED}, {first[e]}" for e in first}
-    alike: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    alike: dict[tuple[str, str], set[tuple[str, str, str]]] = {}
     for outcome in found:
         for measure in outcome.random:
             alike.setdefault((outcome.encoder, measure), set()).add(outcome.twin_of(measure))
     twins: Twins = {}
     for outcome in found:
-        arm = twins.setdefault(name[outcome.encoder], {})
         for measure in outcome.random:
             if len(alike[outcome.encoder, measure]) == 1:
+                arm = twins.setdefault(name[outcome.encoder], {})
                 arm.setdefault(measure, {}).setdefault(outcome.trial.seed, outcome)
     return twins
 

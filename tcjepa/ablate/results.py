@@ -64,12 +64,15 @@ _OF_TEXT_PATH: Final = frozenset(
 )  # fmt: skip
 #: What agreement alone is measured under; grounding shows every patch in both roles.
 _OF_MASKS: Final = frozenset({agreement.RIGHT, agreement.SWAPPED, agreement.NONE, agreement.GAIN})
-#: What a random twin's text path, and what is measured of it, depend on besides encoder and seed.
+#: What is shown of captions, which probes of the encoder do not read.
+_SHOWN: Final = ("captioned_images", "captions_per_image", "caption_sources")
+#: What a random twin's text path, and what is measured of it, depend on besides encoder, seed and
+#: what it is tested on.
 _TEXT_PATH: Final = (
-    "model.text", "model.predictor", "text", "evaluate.shards", "evaluate.test_split",
-    "evaluate.max_test", "evaluate.captioned_images", "evaluate.captions_per_image",
-    "evaluate.caption_sources",
+    "model.text", "model.predictor", "text", *(f"evaluate.{key}" for key in _SHOWN),
 )  # fmt: skip
+#: Keys of `evaluate` that say which measures there are: each has its value whatever they say.
+_WHICH: Final = ("tasks", "labels", "few_shot")
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,9 @@ class Outcome:
 
     `training` holds the last readings of the training log that `TRAINING` names; `minutes` and
     `hardware` are None where the evaluation does not say. Trials of a seed with the same `encoder`
-    have the same random twin as far as the encoder alone is measured; a measure of the text path is
-    the same only if `text_path` is (predictor, text encoder, the captions and images that they are
-    tested with), and agreement only if `masks` are, too.
+    have the same random twin as far as they are `tested` alike (images, probes); a measure of the
+    text path is the same only if `text_path` is (predictor, text encoder, the captions that they
+    are tested with), and agreement only if `masks` are, too.
     """
 
     trial: Trial
@@ -90,13 +93,14 @@ class Outcome:
     minutes: float | None = None
     hardware: str | None = None
     encoder: str = ""
+    tested: str = ""
     text_path: str = ""
     masks: str = ""
 
-    def twin_of(self, measure: str) -> tuple[str, str]:
+    def twin_of(self, measure: str) -> tuple[str, str, str]:
         """Return what tells random twins of one encoder and seed apart in a measure."""
         text_path = self.text_path if is_of_text_path(measure) else ""
-        return text_path, self.masks if measure in _OF_MASKS else ""
+        return self.tested, text_path, self.masks if measure in _OF_MASKS else ""
 
 
 def outcomes(study: StudyConfig) -> list[Outcome]:
@@ -156,6 +160,7 @@ def _outcome(trial: Trial) -> Outcome:
         rows.get("minutes"),
         rows.get("hardware"),
         _named(config, "model.encoder", "model.encoder_kwargs", "model.init_std"),
+        _tested(_as_shown(config)),
         _named(_as_shown(config), *_TEXT_PATH),
         _named(config, "masks"),
     )
@@ -165,11 +170,17 @@ def _as_shown(config: TrainConfig) -> TrainConfig:
     """Return a config whose evaluation says itself what it takes from `data` where it is null."""
     own, data = config.evaluate, config.data
     shown = {
-        "shards": own.shards or data.shards,
+        "shards": None if own.is_elsewhere else own.shards or data.shards,
         "captions_per_image": own.captions_per_image or data.captions_per_image,
         "caption_sources": own.caption_sources or data.caption_sources,
     }
     return config.model_copy(update={"evaluate": own.model_copy(update=shown)})
+
+
+def _tested(config: TrainConfig) -> str:
+    """Return a name that two configs, as shown, share if their probes read the same of them."""
+    left_out = {*_SHOWN, *_WHICH}
+    return json.dumps(config.evaluate.model_dump(mode="json", exclude=left_out), sort_keys=True)
 
 
 def _named(config: TrainConfig, *keys: str) -> str:

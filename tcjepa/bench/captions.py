@@ -79,6 +79,10 @@ class GivenWords:
         """Return the characters of each word; see `TextEncoder`."""
         return self._encoder.spans_of(caption)
 
+    def count_words(self, captions: Sequence[str]) -> list[int]:
+        """Return the number of words of each caption; see `TextEncoder`."""
+        return self._encoder.count_words(captions)
+
 
 def _t5_base() -> Any:
     from transformers import T5Config, T5EncoderModel

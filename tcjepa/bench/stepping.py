@@ -296,7 +296,8 @@ def _lengths(encoder: TextEncoder, batches: Sequence[Batch]) -> Captions:
     """Return how many captions and words an image has, as the model will see them."""
     captions = batches[0].captions
     texts = [caption for own in captions for caption in own]
-    words = {text: len(encoder.spans_of(text)) for text in set(texts)}
+    different = list(set(texts))
+    words = dict(zip(different, encoder.count_words(different), strict=True))
     count = max(1, len(texts))
     return Captions(
         len(texts) / len(captions), sum(words[text] for text in texts) / count, len(words) / count

@@ -38,11 +38,11 @@ class Utilisation:
         texts = [caption for own in captions for caption in own]
         average = None
         if self._text is not None:
-            words = sum(len(self._text.spans_of(caption)) for caption in set(texts))
+            different = list(set(texts))
             average = Captions(
                 count=len(texts) / len(captions),
-                words=words / max(len(set(texts)), 1),
-                distinct=len(set(texts)) / max(len(texts), 1),
+                words=sum(self._text.count_words(different)) / max(len(different), 1),
+                distinct=len(different) / max(len(texts), 1),
             )
         with torch.device("meta"):  # the run's own model may be sharded or wrapped
             model = make_model(self._config, self._text)

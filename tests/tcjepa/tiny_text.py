@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    ByT5Tokenizer,
     MT5Config,
     MT5ForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
+    T5EncoderModel,
     T5ForConditionalGeneration,
 )
 
@@ -56,4 +58,15 @@ def save_seeded_t5(folder: Path, words: Sequence[str]) -> Path:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         save_t5(folder, words)
+    return folder
+
+
+def save_byt5(folder: Path) -> Path:
+    """Save a T5 that reads bytes, whose tokenizer has no fast form, and return its folder."""
+    tokenizer = ByT5Tokenizer()
+    sizes = T5Config(
+        vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    T5EncoderModel(sizes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

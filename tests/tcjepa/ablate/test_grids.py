@@ -15,6 +15,7 @@ from pipeline.settings import ConfigError, load
 from tcjepa.ablate.grids import GRID, GridConfig, curves, expand
 from tcjepa.ablate.study import StudyConfig, arms_of, remedies_of, training_config, trials_of
 from tcjepa.config import TrainConfig, differences
+from tcjepa.evaluation import UNTRAINED
 from tcjepa.noise import CaptionNoise
 from tests.tcjepa.ablate.worlds import TINY, study
 
@@ -158,11 +159,36 @@ def test_recovery_defaults_to_the_grid_of_the_noisy_arm(tmp_path: Path) -> None:
         ({"only": {"data.noise.rat": [0.0]}}, "only: .* did you mean 'data.noise.rate'"),
         ({"only": {X: [0.7]}}, "only.data.noise.rate: 0.7 is unknown; .*0.0; 1.0"),
         ({"references": {"Rate 0.0": []}}, "two arms would share a folder"),
+        ({"references": {UNTRAINED: []}}, "'random weights': .*use another name"),
+        ({"references": {f"{UNTRAINED}, deep": []}}, "'random weights, deep': .*another name"),
+        ({"references": {101 * "é": []}}, "é'… would have a folder of 202 bytes .* at most 200"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         study(tmp_path, **change)
+
+
+def test_names_are_equal_however_they_were_read(tmp_path: Path) -> None:
+    """One level's name and a reference's are the same object after YAML, or are not: no matter."""
+    text = """
+run: x
+base: y
+x: captions
+axes: {captions: {all: [], none: [data.captions_per_image=1]}}
+references: {none: [model.text=null]}
+"""
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="two arms would share a folder: 'none' and 'none'"):
+        load(StudyConfig, tmp_path / "study.yaml")
+
+
+def test_a_folder_has_room_for_a_long_name_and_random_weights_only_begin_no_name(
+    tmp_path: Path,
+) -> None:
+    names = [200 * "x", "random weightsless", "random weights of mine"]
+    made = study(tmp_path, references={name: [] for name in names})
+    assert [arm.name for arm in arms_of(made)[:3]] == names
 
 
 def test_constants_are_for_interpolation(tmp_path: Path) -> None:

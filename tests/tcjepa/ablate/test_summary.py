@@ -14,7 +14,7 @@ import yaml
 from pipeline.settings import load
 from tcjepa.ablate.measurements import random_arms
 from tcjepa.ablate.portable import portable
-from tcjepa.ablate.results import UNITLESS, can_be_lost, outcomes
+from tcjepa.ablate.results import RANK, UNITLESS, can_be_lost, outcomes
 from tcjepa.ablate.schema import StudyResult
 from tcjepa.ablate.study import StudyConfig, Trial, arms_of, training_config, trials_of
 from tcjepa.ablate.summary import summarise
@@ -119,7 +119,8 @@ def test_untrained_text_paths_stand_for_themselves_only(world: Path) -> None:
     assert beside.keys() == alone.keys()
 
 
-AGREES, POINTS, PROBED = agreement.GAIN, grounding.POINTING, "linear shape"
+AGREES, POINTS = agreement.GAIN, grounding.POINTING
+OF_ENCODER = {"linear shape", "kNN shape", "mIoU", RANK}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,11 @@ AGREES, POINTS, PROBED = agreement.GAIN, grounding.POINTING, "linear shape"
         (["data.captions_per_image=1"], ["evaluate.captions_per_image=2"], set()),
         (["evaluate.captioned_images=7"], [], {AGREES, POINTS}),
         (["train.lr=0.5"], [], set()),
+        (["data.shards=others"], [], {AGREES, POINTS, *OF_ENCODER}),
+        (["data.shards=others"], ["evaluate.shards=these"], set()),
+        (["data.shards=others"], ["evaluate.folder=photographs"], set()),
+        (["evaluate.max_train=10"], [], {AGREES, POINTS, *OF_ENCODER}),
+        (["evaluate.labels=[shape,colour]"], [], set()),
     ],
 )
 def test_a_random_twin_stands_for_arms_that_are_tested_alike(
@@ -143,8 +149,10 @@ def test_a_random_twin_stands_for_arms_that_are_tested_alike(
     pretend(made, tmp_path / "base.yaml", lambda _: 0.5)
     measured = {AGREES: 0.1, POINTS: 30.0}
     found = [replace(one, random={**one.random, **measured}) for one in outcomes(made)]
-    (arm,) = random_arms(found).values()
-    assert {AGREES, POINTS, PROBED} - arm.keys() == left_out
+    known = {measure for own in random_arms(found).values() for measure in own}
+    assert {AGREES, POINTS, *OF_ENCODER} - known == left_out
+    roles = [arm.role for arm in summarise(made, outcomes(made), "").arms]
+    assert ("random weights" in roles) == (not left_out >= OF_ENCODER)  # none without a value
 
 
 def test_what_can_be_lost() -> None:

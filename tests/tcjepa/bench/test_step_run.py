@@ -18,6 +18,7 @@ from tcjepa.bench.stepping import CPU_BATCH, _lengths, bench_config
 from tcjepa.cli import config_path
 from tcjepa.data.batch import Batch
 from tcjepa.text import TextConfig
+from tests.tcjepa.tiny_text import save_byt5
 from tests.tcjepa.train.runs import write_config
 
 ROWS = [
@@ -134,9 +135,11 @@ def test_the_imitation_is_a_t5_of_one_token_per_word() -> None:
     assert text.words[text.valid].std() > 0
 
 
-def test_lengths_are_those_that_the_model_sees() -> None:
+@pytest.mark.parametrize("name", ["hashed", "bytes"])
+def test_lengths_are_those_that_the_model_sees(name: str, tmp_path: Path) -> None:
     """Counted by the tokenizer: encoding them on a CPU would take as long as the bench."""
-    encoder = open_or_imitate(TextConfig(encoder="hashed", max_words=6))
+    name = str(save_byt5(tmp_path)) if name == "bytes" else name
+    encoder = open_or_imitate(TextConfig(encoder=name, max_words=6))
     captions = [
         ["a red star", "a dog", ""],
         ["a red star"],

@@ -15,6 +15,7 @@ from tcjepa.train.config import TrainSection
 from tcjepa.train.distributed import World
 from tcjepa.train.run import Run
 from tcjepa.watch.speed import Utilisation
+from tests.tcjepa.tiny_text import save_byt5
 from tests.tcjepa.train.runs import tiny_config
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
@@ -60,3 +61,13 @@ def test_flops_grow_with_the_words_of_the_run(tmp_path: Path) -> None:
     assert none < short < long
     speed.look_at([["red"]])
     assert speed.measure(100.0) == {}  # no peak is known for a CPU
+
+
+def test_utilisation_needs_no_fast_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tcjepa.watch.speed.peak_flops", lambda _: 989e12)
+    config = tiny_config(tmp_path, f"text.encoder={save_byt5(tmp_path / 'bytes')}")
+    run = Run(config, CPU, lambda _: None)
+    run.measure({"monitor"})
+    assert run.progress(8, 1.0, 0.0)["mfu"] > 0
