@@ -59,7 +59,9 @@ class Fingerprints:
     def recaption(self, part: Part) -> str:
         """What the part's new captions depend on."""
         read = [self.config.recaption, self.config.filter.image]
-        return _mark("recaption", recaption.VERSION, read, self.filter(part))
+        uids = self.config.filter.block.entries("uids")  # no captions are written for those
+        inputs = [self.filter(part), *([_digest(uids)] if uids else [])]
+        return _mark("recaption", recaption.VERSION, read, *inputs)
 
     @cached_property
     def select(self) -> str:

@@ -8,6 +8,7 @@ for all parts. The driver holds names and counts, never rows.
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def build_shards(config: PipelineConfig, until: str | None = None) -> RunResult:
             run.write_text(TRIED, written)
         try:
             parts = cut(run, source, config.part_rows)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"source: it could not be read to its end: {error}") from error
         if not parts:
             raise ConfigError("source: it has no rows")
@@ -93,7 +94,7 @@ def check(config: PipelineConfig, source: Source) -> None:
     source.check()
     recaption.check(config.recaption)
     score.check(config.score, config.embed)
-    with_lists(config.filter)
+    blocked.check(with_lists(config.filter).block)
     check_scores(config)
     needed = {
         "download.resources": config.download.resources,

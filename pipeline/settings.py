@@ -49,7 +49,7 @@ def load(cls: type[S], path: str | Path | None, overrides: Sequence[str] = ()) -
     try:
         merged = OmegaConf.merge(_read_yaml(path), _read_overrides(overrides))
         data = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a key of a list's item
         raise ConfigError(f"config interpolation or override failed: {error}") from error
     return build(cls, cast(dict[str, Any], data), where=str(path) if path else "overrides")
 

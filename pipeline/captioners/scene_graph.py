@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipeline.sources.row import clean_text
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom; fractions of width and height
 
 #: A spatial relation and the one that holds the other way round.
@@ -76,9 +78,11 @@ def _either(item: Any, *names: str) -> Any:
 
 
 def _word(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
+    # JSON escapes may hold what no text can: lone surrogates, control characters.
+    word = " ".join(clean_text(value).split()) if isinstance(value, str) else ""
+    if not word:
         raise ValueError(f"expected a word, got {value!r}")
-    return " ".join(value.split())
+    return word
 
 
 def _thing(item: Any, size: tuple[Any, Any]) -> Thing:

@@ -302,4 +302,6 @@ class FilterConfig(Settings):
     def _from_preset(cls, given: Any) -> Any:
         """Put the preset's values where the config gives none."""
         preset = given.get("preset") if isinstance(given, dict) else None
-        return merged(PRESETS[preset], given) if preset in PRESETS else given
+        if isinstance(preset, str) and preset in PRESETS:
+            return merged(PRESETS[preset], given)
+        return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import Field, field_validator
 
 from pipeline.settings import ConfigError, Settings
 from pipeline.sources.row import (
+    MARK,
     SPLIT_PATTERN,
     Row,
     as_scalar,
@@ -79,7 +81,8 @@ class FolderSource:
             files.append(Path(self.config.captions).expanduser())
         for path in files:
             status = path.stat()
-            digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(path))
+            digest.update(f"|{status.st_size}|{status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
     def rows(self) -> Iterator[Row]:
@@ -89,7 +92,9 @@ class FolderSource:
             name = path.relative_to(self._root).as_posix()
             # A file name need not be Unicode; a URL in a table must.
             error = "bad_url" if clean_text(name) != name else None
-            yield self._row(name, entries.pop(name, {}), error)
+            status = path.stat()
+            mark = f"{status.st_size},{status.st_mtime_ns}"
+            yield {**self._row(name, entries.pop(name, {}), error), MARK: mark}
         for name, entry in entries.items():
             yield self._row(name or None, entry, "missing_file" if name else "missing_url")
         for _ in range(malformed):

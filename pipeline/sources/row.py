@@ -42,7 +42,11 @@ OBTAIN_COLUMNS: Final[dict[str, pa.DataType]] = {
         ]
     ),
 }
-_OWN_COLUMNS: Final = (*SOURCE_COLUMNS, *OBTAIN_COLUMNS)
+#: A row's key, taken out when the source is cut, of what tells that the file of its image changed.
+MARK: Final = "_mark"
+#: Beyond it a 64-bit float does not hold every integer.
+FLOAT_HOLDS: Final = 2**53
+_OWN_COLUMNS: Final = (*SOURCE_COLUMNS, *OBTAIN_COLUMNS, MARK)
 
 ROW_ERRORS: Final = {
     "missing_url": "the row has no URL",
@@ -188,7 +192,18 @@ def as_scalar(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, (str, bytes)):
         return clean_text(as_text(value))
-    return clean_text(json.dumps(value, sort_keys=True, default=str))
+    if not isinstance(value, (list, tuple, dict)):
+        return clean_text(str(value))  # a date, a decimal
+    return clean_text(json.dumps(_finite(value), sort_keys=True, default=str))
+
+
+def _finite(value: Any) -> Any:
+    """Return a nested value with null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_table(rows: Sequence[Row], meta_types: dict[str, pa.DataType]) -> pa.Table:
@@ -213,6 +228,11 @@ def to_table(rows: Sequence[Row], meta_types: dict[str, pa.DataType]) -> pa.Tabl
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
+def _is_wide(value: Any) -> bool:
+    """Return whether a value is an integer, such as an id, that a float cannot hold."""
+    return isinstance(value, int) and abs(value) > FLOAT_HOLDS
+
+
 def meta_types(rows: Sequence[Row]) -> dict[str, pa.DataType]:
     """Return a type per metadata column that holds all of `rows`: bool, int, float or string."""
     types: dict[str, pa.DataType] = {}
@@ -222,7 +242,7 @@ def meta_types(rows: Sequence[Row]) -> dict[str, pa.DataType]:
             types[name] = pa.bool_()
         elif kinds == {int}:
             types[name] = pa.int64()
-        elif kinds and kinds <= {int, float}:
+        elif kinds and kinds <= {int, float} and not any(_is_wide(row.get(name)) for row in rows):
             types[name] = pa.float64()
         else:
             types[name] = pa.string()

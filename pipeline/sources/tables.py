@@ -6,6 +6,7 @@ import csv
 import difflib
 import json
 import sys
+import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -114,7 +115,7 @@ def check_columns(path: str, layout: Layout, wanted: Sequence[str]) -> None:
     kind = layout.kind
     try:
         names = _column_names(path, layout)
-    except (OSError, EOFError, csv.Error, pa.ArrowInvalid) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, pa.ArrowInvalid) as error:
         raise ConfigError(f"{path} cannot be read as {kind}: {error}") from error
     twice = sorted(name for name, n in Counter(names).items() if n > 1)
     if twice:
@@ -178,7 +179,24 @@ def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]
     with fsspec.open(path, "rb") as file:
         table = pq.ParquetFile(file)
         for batch in table.iter_batches(batch_size=_READ_BATCH, columns=list(columns)):
-            yield from batch.to_pylist()
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError:  # a writer may store bytes as strings unchecked
+                rows = pa.table(batch).cast(_as_bytes(batch.schema)).to_pylist()
+            yield from rows
+
+
+def _as_bytes(schema: pa.Schema) -> pa.Schema:
+    """Return the schema with strings, and lists of them, as bytes, which `as_text` decodes."""
+
+    def bytes_of(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            return pa.large_binary()
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return pa.large_list(bytes_of(kind.value_type))
+        return kind
+
+    return pa.schema([pa.field(field.name, bytes_of(field.type)) for field in schema])
 
 
 def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

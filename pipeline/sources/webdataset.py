@@ -8,12 +8,14 @@ a time (a remote tar is streamed once for that).
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import itertools
 import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal
 
@@ -25,6 +27,7 @@ from pydantic import Field, field_validator
 from pipeline.schema import IMAGE_EXTENSIONS
 from pipeline.settings import ConfigError, Settings
 from pipeline.sources.row import (
+    MARK,
     SPLIT_PATTERN,
     Row,
     as_scalar,
@@ -45,6 +48,7 @@ EXTENSIONS: Final = (*IMAGE_EXTENSIONS, "jpeg")
 _MAX_TEXT: Final = 1 << 20  # bytes of a caption or metadata member
 _READERS: Final = 8  # tars (or their sidecars) that are read at once
 _SUCCESS = "success"
+_PEEK: Final = 100  # samples whose keys are looked at before any work
 
 
 class WebdatasetConfig(Settings):
@@ -90,6 +94,8 @@ class WebdatasetSource:
         first = self._tars()[0]
         if _has_sidecar(first):
             self._check_sidecar(_sidecar(first))
+        else:
+            self._check_members(first)
 
     def fingerprint(self) -> str:
         """Return a digest of the config and of each tar's and sidecar's size and change mark."""
@@ -138,8 +144,31 @@ class WebdatasetSource:
         wanted += [config.split_column] if config.split_column else []
         check_columns(path, Layout("parquet"), list(dict.fromkeys(wanted)))
 
+    def _check_members(self, tar: str) -> None:
+        """Raise `ConfigError` if a key that the config names is in none of the first samples."""
+        config = self.config
+        named = [*config.keep_columns, *([config.split_column] if config.split_column else [])]
+        # The defaults may be absent: captions are in .txt members too, URLs nowhere.
+        named += config.caption_columns if "caption_columns" in config.model_fields_set else []
+        named += [config.url_column] if "url_column" in config.model_fields_set else []
+        found: set[str] = set()
+        with open_tar(tar) as file:
+            for sample in itertools.islice(samples(file), _PEEK):
+                with suppress(ValueError, RecursionError):
+                    found.update(_read_texts(file, sample)[0])
+        for name in named if found else ():
+            if name not in found:
+                near = difflib.get_close_matches(name, found, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ConfigError(
+                    f"{tar}: no JSON member of its first {_PEEK} samples has {name!r}; {hint}they "
+                    f"have {', '.join(sorted(found))}"
+                )
+
     def _tar_rows(self, tar: str) -> list[Row]:
-        return list(self._listed(tar) if _has_sidecar(tar) else self._found(tar))
+        rows = list(self._listed(tar) if _has_sidecar(tar) else self._found(tar))
+        mark = file_mark(tar)
+        return [{**row, MARK: mark} for row in rows]
 
     def _listed(self, tar: str) -> Iterator[Row]:
         """Yield the rows of a tar's sidecar; the images' places stay open until adoption."""
@@ -190,13 +219,14 @@ class WebdatasetSource:
         split = config.split
         if config.split_column is not None and entry:
             given = entry.get(config.split_column)
-            split = "" if is_null(given) else as_text(given)
+            split = split if is_null(given) else as_text(given)
+        error = split_error(split)
         place = f"{PurePosixPath(tar).name}/{key}"
         return {
             "url": clean_text(place if is_null(url) else as_text(url)),
             "captions": list(dict.fromkeys(pooled)),
-            "split": split,
-            "row_error": split_error(split),
+            "split": config.split if error else split,
+            "row_error": error,
             "stored": {
                 "tar": tar,
                 "key": clean_text(key),

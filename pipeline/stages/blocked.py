@@ -31,15 +31,20 @@ def publish(run: Directory, config: BlockConfig) -> str | None:
 
     Raises `ConfigError` if a list's file can't be read, or an entry is no host or no URL.
     """
+    check(config)
     lists = {name: config.entries(name) for name in ("hosts", "urls")}
     if not any(lists.values()):
         return None
-    _blocklist(lists)  # an entry that could match nothing is refused before any work
     digest = hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:16]
     directory = run / FOLDER
     if not directory.exists(f"{digest}.json"):
         directory.write_json(f"{digest}.json", lists)
     return digest
+
+
+def check(config: BlockConfig) -> None:
+    """Raise `ConfigError` for an entry that could match nothing: no host, no URL."""
+    _blocklist({name: config.entries(name) for name in ("hosts", "urls")})
 
 
 def fetch(

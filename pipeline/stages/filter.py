@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.filters.config import FilterConfig
-from pipeline.filters.image import examine_image
+from pipeline.filters.image import ImageMeasures, examine_image
 from pipeline.filters.measures import (
     CAPTION_MEASURES,
     IMAGE_MEASURES,
@@ -40,6 +40,8 @@ SCHEMA = pa.schema(
 )
 
 
+#: Encoded images held in memory at once: those of a source's own tars may be large.
+_SLICE = 256
 _READ = ["row", "uid", "split", "reason", "captions", "animated", "raw"]
 _READ += ["image_offset", "image_size"]
 
@@ -59,8 +61,12 @@ def measure(task: Task, part: str, config: FilterConfig, features: bool) -> Stag
     """
     outcome = tables_of(task.run, "download").read_table(f"{part}.parquet", _READ)
     fetched = outcome.filter(pc.is_null(outcome["reason"]))
-    images = read_images(task.run, fetched)
-    seen = [examine_image(data, config.image.max_pixels) for data in images]
+    seen: list[tuple[ImageMeasures, Image | None]] = []
+    read = 0
+    for first in range(0, fetched.num_rows, _SLICE):
+        images = read_images(task.run, fetched.slice(first, _SLICE))
+        seen += [examine_image(data, config.image.max_pixels) for data in images]
+        read += sum(map(len, images))
     measures = image_table([found for found, _ in seen])
     captions, signatures = _caption_lists(
         fetched["captions"].combine_chunks(), config.caption.word_classes
@@ -73,7 +79,7 @@ def measure(task: Task, part: str, config: FilterConfig, features: bool) -> Stag
     if features:
         table = table.append_column("features", _features([small for _, small in seen]))
     task.write(part, table)
-    return StageReport(counts={"images": table.num_rows}, bytes=sum(map(len, images)))
+    return StageReport(counts={"images": table.num_rows}, bytes=read)
 
 
 def _features(thumbnails: list[Image | None]) -> pa.Array:

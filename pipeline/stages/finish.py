@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.funnel import Funnel, FunnelCount
 from pipeline.schema import INDEX_FILE, META_PREFIX, index_schema
+from pipeline.sources.row import FLOAT_HOLDS
 from pipeline.stages.shuffle import planned
 from pipeline.stages.task import ALL, SHARDS, StageReport, Task, tables_of
 from pipeline.storage import Directory
@@ -100,18 +101,23 @@ def _write_stream(
 def _index_schema(run: Directory, shards: list[str]) -> pa.Schema:
     """Return the index's schema: metadata columns get a type that holds what all shards hold."""
     kinds: dict[str, set[pa.DataType]] = {}
-    for schema in _pack_schemas(run, shards):
+    wide: set[str] = set()
+    for schema, found in _pack_schemas(run, shards):
+        wide |= found
         for field in schema:
             if field.name.startswith(META_PREFIX):
                 kinds.setdefault(field.name, set()).add(field.type)
-    return index_schema([pa.field(name, _common(types)) for name, types in kinds.items()])
+    fields = [pa.field(name, _common(types, name in wide)) for name, types in kinds.items()]
+    return index_schema(fields)
 
 
-def _pack_schemas(run: Directory, shards: list[str]) -> Iterator[pa.Schema]:
+def _pack_schemas(run: Directory, shards: list[str]) -> Iterator[tuple[pa.Schema, set[str]]]:
+    """Yield the schema of each shard's rows, and the columns of integers that no float holds."""
     directory = tables_of(run, "pack")
     for shard in shards:
         with directory.fs.open(directory.path(f"{shard}.parquet"), "rb") as file:
-            yield pq.read_schema(file)
+            parquet = pq.ParquetFile(file)
+            yield parquet.schema_arrow, _wide(parquet.metadata)
 
 
 def _index_rows(run: Directory, shard: str, schema: pa.Schema) -> pa.Table:
@@ -122,14 +128,32 @@ def _index_rows(run: Directory, shard: str, schema: pa.Schema) -> pa.Table:
     return table.select(schema.names).cast(schema)
 
 
-def _common(types: set[pa.DataType]) -> pa.DataType:
-    """Return a type that holds all of `types`; parts may have inferred different ones."""
+def _wide(metadata: pq.FileMetaData) -> set[str]:
+    """Return the columns with integers, such as ids, that a float does not hold."""
+    found = set()
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            ends = column.statistics
+            if ends is None or not ends.has_min_max or column.physical_type != "INT64":
+                continue
+            if max(abs(ends.min), abs(ends.max)) > FLOAT_HOLDS:
+                found.add(column.path_in_schema)
+    return found
+
+
+def _common(types: set[pa.DataType], wide: bool) -> pa.DataType:
+    """Return a type that holds all of `types`; parts may have inferred different ones.
+
+    `wide` columns have integers that no float holds.
+    """
     known = {kind for kind in types if not pa.types.is_null(kind)}
     if not known:
         return pa.string()
     if len(known) == 1:
         return known.pop()
-    return pa.float64() if known == {pa.int64(), pa.float64()} else pa.string()
+    numbers = known == {pa.int64(), pa.float64()}
+    return pa.float64() if numbers and not wide else pa.string()
 
 
 def pack_marks(run: Directory, shard: str) -> dict[str, Any]:

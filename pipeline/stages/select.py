@@ -42,6 +42,8 @@ VERSION = 4
 
 Rows = npt.NDArray[np.int64]
 
+#: Reasons that are of one copy's place, and not of the image.
+_BLOCKED = ("blocked_host", "blocked_url")
 _IMAGE_REASONS = [*IMAGE_REASONS, *SELECTION_REASONS]
 _COLUMNS = ["uid", "split", *IMAGE_MEASURES.names, "captions"]
 
@@ -80,7 +82,11 @@ def select(task: Task, parts: list[str], config: FilterConfig) -> StageReport:
     """
     corpus = _read(task.run, parts, config)
     order = preference_order(corpus.trained, corpus.pixels, corpus.uids)
+    blocked = np.isin(corpus.code, [code_of(_IMAGE_REASONS, reason) for reason in _BLOCKED])
+    order = order[np.argsort(blocked[order], kind="stable")]
     exact = exact_leaders(corpus.uids, order)
+    # A copy from a blocked place neither stands for the others nor lends them its captions.
+    exact[blocked] = np.flatnonzero(blocked)
     leader, pooled_by = _group(corpus, order, exact, config)
     pools = _pool(corpus, exact, pooled_by, config)
     alive = np.bincount(pools.lead[pools.code == 0], minlength=len(leader))

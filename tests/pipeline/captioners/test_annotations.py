@@ -182,6 +182,7 @@ def test_fewer_captions_are_the_first_of_more() -> None:
         "3",
         "[3]",
         '["dog", ""]',
+        '["\\ud83d"]',
         '{"objects": [{"names": []}]}',
         '{"objects": [{"category": "dog", "bbox": [0, 0, 50, 10]}], "width": 20, "height": 20}',
         '{"objects": [{"category": "dog", "bbox": [0, 0, 5, 1]}], "width": 0, "height": 20}',
@@ -204,6 +205,13 @@ def test_malformed_annotations_are_an_error_of_that_image_alone(annotations: str
     bad, fine = AnnotationsCaptioner(AnnotationsConfig()).caption(requests)
     assert bad == CaptionResult([], "bad_annotations")
     assert fine.error is None and fine.captions
+
+
+def test_what_no_text_can_hold_is_left_out_of_words() -> None:
+    texts = caption('["\\ud83d dog \\u0000"]').captions
+    assert texts
+    assert "dog" in " ".join(texts)
+    assert " ".join(texts).isprintable()
 
 
 @pytest.mark.parametrize("annotations", [None, "[]", '{"background": null, "objects": []}'])

@@ -86,6 +86,7 @@ def test_a_file_name_that_is_not_unicode_is_a_bad_url(images: Path) -> None:
         pytest.skip("this file system takes Unicode names only")
     rows = list(source(images).rows())
     assert [row["row_error"] for row in rows].count("bad_url") == 1
+    assert len(source(images).fingerprint()) == 64
     assert to_table(rows, meta_types(rows)).num_rows == 4
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import json
 import os
 from pathlib import Path
@@ -125,6 +127,27 @@ def test_pandas_habits(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "list.parquet")
     (row,) = source(tmp_path / "list.parquet").rows()
     assert (row["url"], row["captions"]) == ("http://h/1", ["caf\ufffd"])
+    # Bytes that a writer stored as strings, unchecked.
+    bad = pa.Array.from_buffers(pa.string(), 1, [None, *pa.array([b"caf\xe9"]).buffers()[1:]])
+    lists = pa.ListArray.from_arrays([0, 1], bad)
+    for captions in (bad, lists):
+        table = pa.table({"url": ["http://h/1"], "caption": captions})
+        pq.write_table(table, tmp_path / "list.parquet")
+        (row,) = source(tmp_path / "list.parquet").rows()
+        assert (row["url"], row["captions"]) == ("http://h/1", ["caf\ufffd"])
+
+
+def test_kept_values_that_json_lacks(tmp_path: Path) -> None:
+    """Dates and decimals are text without quotes; nested NaN is null."""
+    kept = {
+        "day": [datetime.date(2020, 1, 2)],
+        "price": [decimal.Decimal("1.50")],
+        "nested": [[1.0, float("nan")]],
+    }
+    table = pa.table({"url": ["http://h/1"], "caption": ["a"], **kept})
+    pq.write_table(table, tmp_path / "list.parquet")
+    (row,) = source(tmp_path / "list.parquet", keep_columns=list(kept)).rows()
+    assert [row[name] for name in kept] == ["2020-01-02", "1.50", "[1.0, null]"]
 
 
 def test_check_refuses_what_cannot_be_read(tmp_path: Path) -> None:

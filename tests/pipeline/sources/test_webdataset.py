@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from pipeline.part import cut
 from pipeline.settings import ConfigError, build
-from pipeline.sources.row import meta_types, to_table
+from pipeline.sources.row import MARK, meta_types, to_table
 from pipeline.sources.webdataset import WebdatasetConfig, WebdatasetSource
+from pipeline.storage import Directory
 
 SHA = "ab" * 32
 Image = Callable[..., bytes]
@@ -86,7 +89,7 @@ def test_a_column_names_each_images_split(tmp_path: Path, image: Image) -> None:
         [{"__key__": key, "jpg": image(), "json": {"part": name}} for key, name in splits.items()],
     )
     entries = [{"key": k, "status": "success", "part": v, "url": k} for k, v in splits.items()]
-    expected = [("train", None), ("test", None), ("../up", "bad_split"), ("", "bad_split")]
+    expected = [("train", None), ("test", None), ("train", "bad_split"), ("train", None)]
     for listed in (False, True):
         if listed:
             sidecar(tmp_path / "00000.tar", entries)
@@ -94,6 +97,31 @@ def test_a_column_names_each_images_split(tmp_path: Path, image: Image) -> None:
         assert [(row["split"], row["row_error"]) for row in found] == expected
     with pytest.raises(ConfigError, match="no column 'prt'; did you mean 'part'"):
         source(tmp_path / "*.tar", split_column="prt", caption_columns=["url"]).check()
+
+
+@pytest.mark.parametrize(
+    "config", [{"split_column": "prt"}, {"keep_columns": ["prt"]}, {"caption_columns": ["prt"]}]
+)
+def test_a_key_that_no_json_member_has_is_refused(
+    tmp_path: Path, image: Image, config: dict[str, Any]
+) -> None:
+    write(tmp_path / "0.tar", [{"__key__": "a", "jpg": image(), "json": {"part": "x"}}])
+    with pytest.raises(ConfigError, match="has 'prt'; did you mean 'part'"):
+        source(tmp_path / "0.tar", **config).check()
+    source(tmp_path / "0.tar").check()  # captions may be in .txt members, by default
+
+
+def test_a_tar_written_anew_is_another_part(tmp_path: Path, image: Image) -> None:
+    """Its rows may be the same, and their images lie elsewhere in it."""
+    samples = [{"__key__": key, "jpg": image(seed=n)} for n, key in enumerate("ab")]
+    sidecar(tmp_path / "0.tar", [{"key": k, "status": "success", "url": k} for k in "ab"])
+    found = []
+    for order in (samples, samples[::-1]):
+        write(tmp_path / "0.tar", order)
+        os.utime(tmp_path / "0.tar", (0, len(found)))
+        reader = source(tmp_path / "0.tar", caption_columns=["url"])
+        found += cut(Directory(tmp_path / "run"), reader, 10)
+    assert found[0].fingerprint != found[1].fingerprint
 
 
 def test_rows_of_a_sidecar_keep_the_failed_ones_without_opening_the_tar(tmp_path: Path) -> None:
@@ -216,6 +244,7 @@ def test_remote_tars_give_the_rows_of_local_ones(tmp_path: Path, image: Image, s
     remote = list(source(f"{served}/{{0..2}}.tar").rows())
     for row in [*local, *remote]:
         row["stored"].pop("tar")
+        assert row.pop(MARK)
     assert remote == local
     assert len(remote) == 12
 

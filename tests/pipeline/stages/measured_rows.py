@@ -47,6 +47,7 @@ class Row:
     image: str
     captions: tuple[str, ...] = ()
     split: str = "train"
+    url: str | None = None
 
 
 def uid(image: str) -> str:
@@ -109,6 +110,7 @@ def run_select(
                     ["timeout" if r.image == FAILED else None for r in rows], pa.string()
                 ),
                 "captions": pa.array([list(r.captions) for r in rows], pa.list_(pa.string())),
+                "url": pa.array([r.url for r in rows], pa.string()),
             }
         )
         tables_of(run, "download").write_table(f"{name}.parquet", outcome)

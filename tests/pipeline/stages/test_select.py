@@ -124,6 +124,23 @@ def test_blocked_uids_are_dropped_with_all_their_copies(tmp_path: Path) -> None:
     assert [row[2] for row in found] == [["image_dropped"], ["image_dropped"], [None]]
 
 
+def test_a_copy_from_a_blocked_host_takes_no_other_with_it(tmp_path: Path) -> None:
+    """As if it had never been fetched; its captions are not lent either."""
+    rows = [
+        Row("A", (text,), url=f"http://{host}.example/a.jpg")
+        for text, host in (("a red star", "bad"), ("a blue ring", "good"), ("word", "bad"))
+    ]
+    config = build(FilterConfig, {"block": {"hosts": ["bad.example"]}})
+    found, _ = run_select(Directory(tmp_path), [rows], config)
+    assert [row["reason"] for row in found] == ["blocked_host", None, "blocked_host"]
+    assert found[1]["captions"] == ["a blue ring"]
+    assert [row["caption_reasons"] for row in found] == [
+        ["image_dropped"],
+        [None],
+        ["too_few_words"],
+    ]
+
+
 def embed(run: Directory, name: str, vectors: list[list[float] | None]) -> None:
     column = pa.array(
         [None if v is None else np.array(v, np.float16) for v in vectors],
