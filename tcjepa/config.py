@@ -117,6 +117,7 @@ class EvaluationSection(EvaluateConfig):
     captions_per_image: int | None = Field(
         None,
         ge=1,
+        le=256,
         description="captions shown there of an image; null: data.captions_per_image [captions]",
     )
     caption_sources: list[str] | None = Field(
@@ -159,9 +160,12 @@ class TrainConfig(Settings):
         if "://" in self.run:
             raise ValueError(f"run: {self.run} is a URL; a run directory must be local")
         shape = encoder_shape(self.model.encoder, self.model.encoder_kwargs)
-        side = shape.grid[0] * shape.patch[0]
-        if shape.grid[0] != shape.grid[1]:
-            raise ValueError(f"model.encoder: its patch grid {shape.grid} is not square")
+        side = shape.image[0]
+        if shape.grid[0] != shape.grid[1] or shape.image[0] != shape.image[1]:
+            raise ValueError(
+                f"model.encoder: its images {shape.image} and patch grid {shape.grid} must be "
+                "square; set one number each for model.encoder_kwargs.img_size and patch_size"
+            )
         if self.data.image_size != side:
             raise ValueError(
                 f"data.image_size={self.data.image_size}, but model.encoder takes {side}-pixel "

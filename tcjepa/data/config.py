@@ -46,8 +46,10 @@ class DataConfig(Settings):
     max_pixels: Positive = Field(
         64_000_000, description="larger images are refused from their header, undecoded [px]"
     )
-    captions_per_image: Annotated[int, Field(ge=0)] = Field(
-        8, description="captions drawn per image and epoch [captions]"
+    captions_per_image: Annotated[int, Field(ge=0, le=256)] = Field(
+        8,
+        description="captions drawn per image and epoch; at most 256, since pooling keeps the "
+        "winner's number in a byte [captions]",
     )
     caption_sampling: Literal["uniform", "quality"] = Field(
         "uniform", description="how they are drawn: all alike, or weighted by their quality score"

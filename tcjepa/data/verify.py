@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from pipeline.schema import MANIFEST_FILE, SchemaError
+from pipeline.settings import ConfigError
 from pipeline.storage import Directory
 from tcjepa.data.errors import DamagedShardError
 from tcjepa.data.remote import Remote
@@ -102,8 +103,14 @@ def check_hashes(
     """Compare the SHA-256 of local shards with the manifest, once per node and file.
 
     What was found is kept in `folder` with each file's size and times, so that neither other ranks
-    nor a resumed run reads an unchanged shard again. Raises `DamagedShardError`.
+    nor a resumed run reads an unchanged shard again. Raises `DamagedShardError`, and `ConfigError`
+    if there is no manifest, or one that lists no shard.
     """
+    if not expected:
+        raise ConfigError(
+            f"data.verify=sha256: {directory.url} has no {MANIFEST_FILE} to verify against, or one "
+            "without shards; use data.verify=size"
+        )
     name = hashlib.sha256(directory.url.encode()).hexdigest()[:16]
     record = folder / f"verified-{name}.json"
     with locked(folder / f"verified-{name}.lock"):

@@ -46,6 +46,11 @@ class EncoderShape:
     patch: tuple[int, int]
 
     @property
+    def image(self) -> tuple[int, int]:
+        """Return the size of the images it takes (height, width) [px]."""
+        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
+
+    @property
     def patches(self) -> int:
         """Return P, the number of patches of the grid."""
         return self.grid[0] * self.grid[1]
@@ -151,12 +156,7 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
             f"encoder: {name} is not a plain timm VisionTransformer; take e.g. "
             "vit_base_patch16_gap_224"
         )
-    for key in _UNUSABLE_KWARGS:
-        if kwargs.get(key):
-            raise ValueError(
-                f"encoder_kwargs.{key}: leave it out; features must be a function of the image, of "
-                "one shape"
-            )
+    _check_arguments(name, kwargs)
     try:
         vit = timm.create_model(name, **timm_arguments(kwargs))
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
@@ -171,13 +171,53 @@ def _create(name: str, kwargs: dict[str, Any]) -> Any:
             f"encoder: {name} has a class token or register tokens; take a `*_gap_*` model without "
             "registers, or set encoder_kwargs {class_token: false, reg_tokens: 0, global_pool: avg}"
         )
-    if vit.attn_pool is not None:
-        raise ValueError(f"encoder: {name} pools by attention; set encoder_kwargs.global_pool=avg")
+    if not len(vit.blocks):
+        raise ValueError("encoder_kwargs.depth: an encoder needs a block or more")
+    if any(not hasattr(b, "attn") or not hasattr(b.mlp, "fc2") for b in vit.blocks):
+        raise ValueError(
+            f"encoder: {name} has blocks of {type(vit.blocks[0]).__name__}, not of one attention "
+            "and one MLP (attn.proj, mlp.fc2) in a row; take e.g. vit_small_patch16_224"
+        )
     if vit.pos_embed is None or not isinstance(vit.norm, nn.LayerNorm):
         raise ValueError(f"encoder: {name} needs absolute positions and a final LayerNorm")
     if vit.embed_dim % 4:
         raise ValueError(f"encoder: width {vit.embed_dim} of {name} is not a multiple of 4")
+    _check_patches(vit)
     return vit
+
+
+def _check_arguments(name: str, kwargs: dict[str, Any]) -> None:
+    for key in _UNUSABLE_KWARGS:
+        if kwargs.get(key):
+            raise ValueError(
+                f"encoder_kwargs.{key}: leave it out; features must be a function of the image, of "
+                "one shape"
+            )
+    if kwargs.get("pretrained"):
+        raise ValueError(
+            "encoder_kwargs.pretrained: leave it out; weights to start from are model.init, e.g. "
+            f"the timm name {name} with its tag"
+        )
+    pooling = timm_arguments(kwargs)["global_pool"]
+    if pooling != "avg":
+        raise ValueError(
+            f"encoder_kwargs.global_pool={pooling}: exported encoders average their tokens; set "
+            "global_pool=avg or leave it out"
+        )
+
+
+def _check_patches(vit: Any) -> None:
+    """Refuse images that patches do not fill: timm would cut off the rest without a word."""
+    size, patch = vit.patch_embed.img_size, vit.patch_embed.patch_size
+    if any(side % own for side, own in zip(size, patch, strict=True)):
+        raise ValueError(
+            f"encoder_kwargs.img_size={_sides(size)} is not a multiple of patch_size="
+            f"{_sides(patch)}"
+        )
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else str(list(size))
 
 
 def _shape(vit: Any) -> EncoderShape:

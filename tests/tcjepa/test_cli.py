@@ -70,7 +70,18 @@ def test_bad_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         ("train.steps=null", "exactly one"),
         ("data.image_size=48", "model.encoder takes 32-pixel images"),
         ("evaluate.image_size=48", "set evaluate.image_size=32"),
+        ("model.encoder_kwargs.img_size=36", "img_size=36 is not a multiple of patch_size=8"),
+        (
+            "model.encoder_kwargs.img_size=[32,16] model.encoder_kwargs.patch_size=[8,4]",
+            "images (32, 16) and patch grid (4, 4) must be square",
+        ),
+        (
+            "model.encoder_kwargs.img_size=32 model.encoder_kwargs.patch_size=[8,4]",
+            "images (32, 32) and patch grid (4, 8) must be square",
+        ),
         ("data.captions_per_image=0", "model.text=null"),
+        ("data.captions_per_image=257", "data.captions_per_image"),
+        ("evaluate.captions_per_image=257", "evaluate.captions_per_image"),
         ("data.caption_sources=['ant:*']", "['ant:*']: none of the"),
         ("train.evaluate_after=true", "evaluate.labels"),
         ("masks.min_context=30", "masks.min_context"),

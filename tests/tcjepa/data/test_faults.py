@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from pipeline.schema import INDEX_FILE, MANIFEST_FILE, SchemaError
+from pipeline.settings import ConfigError
 from tcjepa.data.batch import Batch
 from tcjepa.data.config import DataConfig
 from tcjepa.data.errors import (
@@ -156,6 +157,17 @@ def test_sizes_are_judged_without_a_manifest_too(shards: Path, tmp_path: Path) -
     spoil(shards, ShardIndex.open(config_of(tmp_path)), cut)
     with pytest.raises(DamagedShardError, match="the index needs"):
         ShardIndex.open(config_of(tmp_path))
+
+
+@pytest.mark.parametrize("manifest", [None, "{}"])
+def test_hashes_cannot_be_judged_without_a_manifest(
+    shards: Path, tmp_path: Path, manifest: str | None
+) -> None:
+    (shards / MANIFEST_FILE).unlink()
+    if manifest is not None:
+        (shards / MANIFEST_FILE).write_text(manifest)
+    with pytest.raises(ConfigError, match=r"data.verify=sha256: .* use data.verify=size"):
+        ShardIndex.open(config_of(tmp_path, verify="sha256"))
 
 
 def test_manifest_must_know_the_shards_of_the_index(shards: Path, tmp_path: Path) -> None:

@@ -25,7 +25,21 @@ def test_shapes_of_the_papers_encoders():
         ({"encoder_kwargs": {"embed_dims": 3}}, "encoder_kwargs.*embed_dims"),
         ({"encoder_kwargs": {"drop_path_rate": 0.1}}, "encoder_kwargs.drop_path_rate"),
         ({"encoder_kwargs": {"dynamic_img_size": True}}, "encoder_kwargs.dynamic_img_size"),
-        ({"encoder_kwargs": {"global_pool": "map"}}, "global_pool=avg"),
+        ({"encoder_kwargs": {"global_pool": "map"}}, "global_pool=map.*global_pool=avg"),
+        ({"encoder_kwargs": {"global_pool": "max"}}, "global_pool=max.*global_pool=avg"),
+        ({"encoder_kwargs": {"pretrained": True}}, r"encoder_kwargs\.pretrained.*model\.init"),
+        ({"encoder_kwargs": {"depth": 0}}, r"encoder_kwargs\.depth"),
+        (
+            {
+                "encoder": "vit_small_patch16_18x2_224",
+                "encoder_kwargs": {"class_token": False, "global_pool": "avg"},
+            },
+            "blocks of ParallelThingsBlock",
+        ),
+        (
+            {"encoder_kwargs": {"img_size": 36, "patch_size": 8}},
+            r"img_size=36 is not a multiple of patch_size=8",
+        ),
         ({"predictor": {"width": 30}}, r"predictor\.width.*multiple of 4"),
         ({"predictor": {"heads": 5}}, r"predictor\.width 384 is not divisible by 5"),
         ({"text": {"heads": 5}}, "text.heads"),

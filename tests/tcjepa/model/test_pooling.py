@@ -42,6 +42,15 @@ def test_attend_max_keeps_one_byte_per_feature_beside_its_inputs():
     assert [(x.dtype, x.shape) for x in others] == [(torch.uint8, (2, 5, 4))]
 
 
+def test_attend_max_counts_as_far_as_a_config_may_ask():
+    """The winner's number is a byte: 256 captions, and the last one wins."""
+    weights, value = _case((1, 256, 1, 1, 1), 0)
+    with torch.no_grad():
+        weights[0, -1], value[0, -1] = 9, 9
+    attend_max(weights, value).sum().backward()
+    assert weights.grad.flatten().nonzero().flatten().tolist() == [255]
+
+
 @pytest.mark.parametrize("fusion", ["max", "mean", "attention"])
 def test_absent_captions_never_count(fusion):
     torch.manual_seed(0)
