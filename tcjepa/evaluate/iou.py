@@ -51,7 +51,7 @@ def bootstrap_error(matrices: Tensor, seed: int = 0) -> float:
     """Return the standard error of mIoU over test images, from confusions (m, K, K).
 
     Images, not pixels, are drawn again with replacement, 200 times: pixels of an image are far from
-    independent.
+    independent. Draws of images that are ignored altogether have no mIoU and are left out.
     """
     counts = _counts(matrices).double().flatten(1).cpu()  # (m, 3·K)
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +59,8 @@ def bootstrap_error(matrices: Tensor, seed: int = 0) -> float:
     times = torch.zeros(_RESAMPLES, len(counts), dtype=torch.float64)
     times.scatter_add_(1, drawn, torch.ones_like(times))
     totals = (times @ counts).view(_RESAMPLES, 3, -1)
-    return float(overlaps(totals).nanmean(dim=1).std())
+    values = overlaps(totals).nanmean(dim=1)
+    return float(values[~values.isnan()].std())
 
 
 def _counts(matrices: Tensor) -> Tensor:

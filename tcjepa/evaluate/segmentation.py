@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ class SegmentationResult:
     """Test scores of a linear segmentation head; shares in [0, 1].
 
     `per_class` and `pixel_accuracy` are means over seeds; a class that occurs neither in the test
-    masks nor in the predictions has None. `miou` carries a bootstrap error over test images.
+    masks nor in the predictions has None. `miou` is the mean over all seeds' classes that occur and
+    carries a bootstrap error over test images.
     """
 
     miou: Measure
@@ -100,8 +101,10 @@ def segment(
     whole = torch.stack([table.sum(dim=0) for table in tables]).double()  # (seeds, K, K)
     per_class = iou(whole)
     sampling = [bootstrap_error(table) for table in tables]
+    miou = Measure.over_seeds(per_class.nanmean(dim=1).tolist(), sum(sampling) / seeds)
     result = SegmentationResult(
-        miou=Measure.over_seeds(per_class.nanmean(dim=1).tolist(), sum(sampling) / seeds),
+        # Seeds may differ in which classes occur; what tallies draw again is the mean over all.
+        miou=replace(miou, value=float(per_class.nanmean())),
         pixel_accuracy=float(whole.diagonal(dim1=1, dim2=2).sum() / whole.sum()),
         per_class={
             name: None if math.isnan(value) else value

@@ -75,3 +75,12 @@ def test_bootstrap_error_shrinks_with_the_root_of_the_test_set():
     small = bootstrap_error(confusion(masks(0, 100), masks(1, 100), K))
     large = bootstrap_error(confusion(masks(0, 1600), masks(1, 1600), K))
     assert small / large == pytest.approx(4, rel=0.3)
+
+
+def test_draws_of_ignored_images_alone_are_left_out_of_the_error():
+    """Of two images that count among eight, one draw in ten has neither."""
+    truth, predicted = masks(0, 8), masks(0, 8)
+    predicted[1] = 0
+    truth[2:] = 255
+    error = bootstrap_error(confusion(truth, predicted, K))
+    assert 0 < error < 1

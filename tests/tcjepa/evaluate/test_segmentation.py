@@ -5,6 +5,7 @@ import torch
 
 from tcjepa.evaluate.config import SweepConfig
 from tcjepa.evaluate.segmentation import NoSegmentationError, SegmentationResult, segment
+from tcjepa.evaluate.tally import Tally
 
 FAST = SweepConfig(learning_rates=[1e-2, 1e-1], weight_decays=[0.0], epochs=10, batch=8)
 NAMES = ["background", "cube", "star"]
@@ -52,6 +53,23 @@ def test_absent_class_has_no_iou_and_ignored_pixels_do_not_count():
     result = run(train, (features, ignored))
     assert result.per_class["star"] is None
     assert result.pixel_accuracy > 0.97
+
+
+def test_miou_is_the_mean_that_its_tally_draws_again():
+    """A class of no test mask counts in the probe seeds that answer with it, in those alone."""
+    train = dataset(60, 0, spread=0.5)
+    cubes, stars = (train[0][train[1][:, 0, 0] == c][:2].float() for c in (1, 2))
+    masks = torch.ones(2, 32, 32, dtype=torch.uint8)
+    brief, differ = FAST.model_copy(update={"learning_rates": [1e-2]}), 0
+    for share in torch.linspace(0.4, 0.6, 11).tolist():
+        mixed = torch.lerp(cubes[:, :1], stars[:, :1], share).expand(-1, 16, -1).half()
+        result, pixels = segment(*train, mixed, masks, classes=NAMES, config=brief, seeds=4)
+        intersections, unions = pixels.unbind(dim=-1)
+        tally = Tally.of_ratios(("one", "other"), intersections.numpy(), unions.numpy())
+        assert result.miou.value == pytest.approx(tally.value)
+        assert len(result.miou.per_seed) == 4
+        differ += len(set((unions.sum(dim=0).view(4, 3)[:, 2] > 0).tolist())) == 2
+    assert differ
 
 
 def test_ignored_pixels_teach_nothing():
