@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections import Counter
@@ -15,7 +17,8 @@ from pipeline.settings import ConfigError
 from pipeline.storage import Directory
 from tcjepa.ablate.study import StudyConfig, Trial
 from tcjepa.ablate.trial import has_begun, is_finished
-from tcjepa.config import TrainConfig
+from tcjepa.config import EvaluationSection, TrainConfig
+from tcjepa.data.folder import FORMATS
 from tcjepa.train.run import EVALUATION_FILE
 
 PROVENANCE = "provenance.json"
@@ -25,6 +28,12 @@ _ROOMS: Final = ("data", "evaluate", "model", "train")
 _FILES: Final = (
     "config.py", "evaluation.py", "keyed.py", "masks*.py", "noise*.py", "text*.py",
     "watch/attention.py",  # the maps that grounding measures
+)  # fmt: skip
+
+#: Keys that name the images of a trial, to train or to test on.
+_SOURCES: Final = (
+    "data.shards", "evaluate.shards", "evaluate.folder", "evaluate.train_tars",
+    "evaluate.test_tars",
 )  # fmt: skip
 
 _QUIET: Final[dict[str, Any]] = {"stderr": subprocess.DEVNULL, "text": True, "timeout": 30}
@@ -74,6 +83,8 @@ def provenance(config: TrainConfig) -> dict[str, str]:
         split = config.evaluate.test_split
         index = ShardIndex.open(data.model_copy(update={"shards": tested, "split": split}))
         digest += f", tested on {index.digest}"
+    elif config.evaluate.is_elsewhere:
+        digest += f", tested on {_files_digest(config.evaluate)}"
     commit = commit_of(Path(__file__))
     return {
         "code": code_fingerprint(),
@@ -136,9 +147,9 @@ def check_data(trial: Trial, found: dict[str, str]) -> None:
 def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
     """Return a line per kind of provenance among finished trials.
 
-    Raises `ConfigError` if they ran on different code, or arms of the same shards on different
+    Raises `ConfigError` if they ran on different code, or arms of the same sources on different
     data, or if one was evaluated again since it ended, unless `study.mixed`. Arms whose overrides
-    name other shards have other data by intent.
+    name other shards or test images have other data by intent.
     """
     again = [trial for trial in trials if _is_evaluated_again(trial)]
     if again and not study.mixed:
@@ -149,13 +160,13 @@ def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
             "again, which evaluates these runs anew, or report them with mixed=true, which the "
             "report then says"
         )
-    found = [(_shards(trial), _read(trial)) for trial in trials]
+    found = [(_sources(trial), _read(trial)) for trial in trials]
     kinds = Counter(
         _line(entry) + ("; evaluated again since" if trial in again else "")
         for trial, (_, entry) in zip(trials, found, strict=True)
     )
     codes = {entry.get("code") for _, entry in found}
-    data = {(shards, entry.get("data")) for shards, entry in found}
+    data = {(sources, entry.get("data")) for sources, entry in found}
     if (len(codes) > 1 or len(data) > len({s for s, _ in found})) and not study.mixed:
         listed = "".join(f"  {count} runs: {line}\n" for line, count in kinds.most_common())
         raise ConfigError(
@@ -166,10 +177,33 @@ def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
     return [f"{line} ({count} runs)" for line, count in kinds.most_common()]
 
 
-def _shards(trial: Trial) -> str:
-    """Return the shards that a trial's overrides name last; "" for those of the base config."""
-    named = [item for item in trial.overrides if item.startswith("data.shards=")]
-    return named[-1] if named else ""
+def _sources(trial: Trial) -> tuple[str, ...]:
+    """Return what a trial's overrides name last of each source of images; "" for the base's."""
+    named = [[o for o in trial.overrides if o.startswith(f"{key}=")] for key in _SOURCES]
+    return tuple(items[-1] if items else "" for items in named)
+
+
+def _files_digest(section: EvaluationSection) -> str:
+    """Return hex digits that change with the images of an evaluation that are no shards of ours.
+
+    Contents are not read: that takes hours where a folder is large and far away.
+    """
+    patterns = filter(None, (section.train_tars, section.test_tars))
+    sets = [sorted(glob.glob(pattern, recursive=True)) for pattern in patterns]  # noqa: PTH207
+    if section.folder is not None:
+        walked = os.walk(section.folder, followlinks=True)  # test/ may be a link
+        paths = [os.path.join(place, name) for place, _, names in walked for name in names]  # noqa: PTH118
+        images = [path for path in map(Path, paths) if path.suffix.lower() in FORMATS]
+        sets = [sorted(str(path) for path in images if path.is_file())]
+    digest = hashlib.sha256()
+    for paths in sets:
+        root = section.folder or os.path.commonpath([os.path.dirname(p) for p in paths] or [""])  # noqa: PTH120
+        for path in paths:
+            found = Path(path).stat()
+            entry = os.path.relpath(path, root), found.st_size, found.st_mtime_ns
+            digest.update(f"{entry!r}\n".encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
 
 
 def _read(trial: Trial) -> dict[str, Any]:

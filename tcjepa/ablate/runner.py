@@ -71,20 +71,22 @@ def run_trials(
     configs = {trial: training_config(study, trial, base) for trial in trials_of(study)}
     for trial in trials:
         check_config(trial, configs[trial])
-    by_shards: dict[tuple[str, str | None], dict[str, str]] = {}
+    made_by: dict[tuple[str, str], dict[str, str]] = {}
+    asked: set[tuple[str, str]] = set()
     shares, begin = kept.KeptShares(), dict[Trial, Callable[[], bool]]()
     for trial in trials:
         config = configs[trial]
-        shards = (config.data.shards, config.evaluate.shards)
-        if shards not in by_shards:
-            by_shards[shards] = provenance.provenance(config)
+        source = (config.data.shards, config.evaluate.model_dump_json())
+        if source not in made_by:
+            made_by[source] = provenance.provenance(config)
         if is_finished(trial):
-            provenance.check_data(trial, by_shards[shards])
+            provenance.check_data(trial, made_by[source])
         else:
-            provenance.check_begun(trial, by_shards[shards])
-            if not begin:  # all arms are asked the same
+            provenance.check_begun(trial, made_by[source])
+            if source not in asked:
                 check_evaluable(config.evaluate, config.data)
-            begin[trial] = partial(_begin, trial, config, by_shards[shards], shares.of(config))
+                asked.add(source)
+            begin[trial] = partial(_begin, trial, config, made_by[source], shares.of(config))
     place = _place(study)
     try:
         return _run(place, trials, begin, say)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.settings import ConfigError
 from tcjepa.ablate import provenance
 from tcjepa.ablate.report import write_report
 from tcjepa.ablate.results import outcomes
 from tcjepa.ablate.runner import run_trials
-from tcjepa.ablate.study import trials_of
+from tcjepa.ablate.study import training_config, trials_of
 from tcjepa.ablate.trial import is_finished
 from tests.tcjepa.ablate.pretended import pretend
 from tests.tcjepa.ablate.worlds import ONE_ARM, command, opened, study
@@ -136,6 +140,64 @@ def test_an_unfinished_run_of_other_code_is_not_continued(world: Path) -> None:
     (folder / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match="began with other code and data"):
         run_trials(made, world / "base.yaml", print)
+
+
+def _image(path: Path, level: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), (level, level, level)).save(path)
+
+
+def _images(root: Path) -> list[str]:
+    """Write an image folder whose test images are behind a link; return what evaluates on it."""
+    for part, place in (("train", root / "images/train"), ("test", root / "elsewhere")):
+        for name in ("cat", "dog"):
+            _image(place / name / f"{part}.png", 100)
+    (root / "images/test").symlink_to(root / "elsewhere")
+    (root / "images/notes.txt").write_text("no image")
+    return [f"evaluate.folder={root}/images"]
+
+
+def _tars(root: Path) -> list[str]:
+    for part in ("train", "test"):
+        _image(root / "1.png", 100)
+        with tarfile.open(root / f"{part}-0.tar", "w") as tar:
+            tar.add(root / "1.png", "1.png")
+    return [f"evaluate.{part}_tars={root}/{part}-*.tar" for part in ("train", "test")]
+
+
+@pytest.mark.parametrize(
+    ("make", "changed"), [(_images, "elsewhere/cat/test.png"), (_tars, "test-0.tar")]
+)
+def test_runs_on_other_test_images_are_refused(
+    make: Callable[[Path], list[str]], changed: str, world: Path
+) -> None:
+    made = study(world, **{**ONE_ARM, "set": [*make(world), "evaluate.labels=[]"]})
+    (trial,) = trials_of(made)
+    config = training_config(made, trial, world / "base.yaml")
+    pretend(made, world / "base.yaml", lambda _: 0.5)
+    path = Path(trial.folder) / provenance.PROVENANCE
+    path.write_text(json.dumps(provenance.provenance(config)))
+    (world / "images").mkdir(exist_ok=True)
+    (world / "images/notes.txt").write_text("no image, changed")
+    assert run_trials(made, world / "base.yaml", print) == []
+    before = (world / changed).stat()
+    os.utime(world / changed, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(ConfigError, match="ran on other data"):
+        run_trials(made, world / "base.yaml", print)
+
+
+def test_arms_that_name_other_images_to_test_on_are_no_mix(world: Path) -> None:
+    levels = {name: [f"evaluate.shards={name}"] for name in ("one", "other")}
+    made = study(world, axes={"tested": levels}, x="tested", references={}, seeds=[0, 1],
+                 set=["evaluate.shards=base"])  # fmt: skip
+    pretend(made, world / "base.yaml", lambda _: 0.5)
+    for trial in trials_of(made):
+        path = Path(trial.folder) / provenance.PROVENANCE
+        path.write_text(json.dumps({**json.loads(path.read_text()), "data": trial.arm.name}))
+    assert len(provenance.check_same(made, trials_of(made))) == 2
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": "changed"}))
+    with pytest.raises(ConfigError, match="different code or data"):
+        provenance.check_same(made, trials_of(made))
 
 
 def test_code_that_changes_while_a_study_runs_ends_it(

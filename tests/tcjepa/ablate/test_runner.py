@@ -17,6 +17,7 @@ from tcjepa.ablate.runner import Processes, chosen, run_trials
 from tcjepa.ablate.study import training_config, trials_of
 from tcjepa.ablate.trial import write_config
 from tests.tcjepa.ablate.worlds import ONE_ARM, command, opened, study
+from tests.tcjepa.shards import write_shards
 
 
 @given(st.integers(1, 9), st.integers(1, 4))
@@ -42,6 +43,18 @@ def test_labels_that_the_shards_lack_are_missed_before_anything_is_trained(world
     with pytest.raises(ConfigError, match=r"evaluate\.labels: the shards have no column species"):
         run_trials(made, world / "base.yaml", lambda line: None)
     assert not Path(trials_of(made)[0].folder).exists()
+
+
+def test_every_arm_s_own_images_are_asked_for_their_labels(world: Path) -> None:
+    """The first arm has them, and another arm on the same shards; one asks its shards for more."""
+    unlabelled = world / "unlabelled"
+    write_shards(unlabelled, 36, split=lambda i: "train" if i < 24 else "test")
+    for keys in ([f"data.shards={unlabelled}"], ["evaluate.labels=[species]"]):
+        levels = {"one": [], "same": ["train.lr=0.5"], "other": keys}
+        made = study(world, axes={"world": levels}, x="world", references={})
+        with pytest.raises(ConfigError, match=r"evaluate\.labels: the shards have no column"):
+            run_trials(made, world / "base.yaml", lambda line: None)
+        assert not any(Path(trial.folder).exists() for trial in trials_of(made))
 
 
 def test_a_failing_run_is_run_twice_and_listed(world: Path) -> None:
