@@ -152,7 +152,7 @@ def _pretrain(parsed: argparse.Namespace) -> int:
         from tcjepa.train.plan import describe_plan
 
         print(to_yaml(config))
-        print(describe_plan(config))
+        print(describe_plan(config, say, parsed.fresh))
         return DONE
     from tcjepa.train.loop import Ending
     from tcjepa.train.pretrain import pretrain

@@ -20,15 +20,20 @@ from tcjepa.train import checkpoint
 from tcjepa.train.labels import Labels
 from tcjepa.train.objective import make_model, text_encoder_of
 from tcjepa.train.optim import Schedule, make_schedule
-from tcjepa.train.run import Run
+from tcjepa.train.run import Run, Say, refuse_other_config
 
 
-def describe_plan(config: TrainConfig) -> str:
+def describe_plan(config: TrainConfig, say: Say, fresh: bool = False) -> str:
     """Return the plan of a run; reads the shard index, trains nothing and leaves nothing behind.
 
     The index is mapped in a temporary folder, whatever `data.cache_dir` says. Raises `ConfigError`
-    as a run would: missing shards, no caption to read, masks that do not fit, no step left.
+    as a run would: a checkpoint of another config, missing shards, no caption to read, masks that
+    do not fit, no step left. `fresh` plans to set an earlier run's files aside; damaged checkpoints
+    are reported through `say`.
     """
+    found = None if fresh else checkpoint.latest(Directory(config.run), say, whole=False)
+    if found is not None:
+        refuse_other_config(found, config)
     with tempfile.TemporaryDirectory() as folder:
         data = config.data.model_copy(update={"cache_dir": folder})
         index = ShardIndex.open(data)
@@ -42,19 +47,17 @@ def describe_plan(config: TrainConfig) -> str:
     text = text_encoder_of(config)
     with torch.device("meta"):
         model = make_model(config, text, classes)
-    found = checkpoint.names(Directory(config.run))
     return "\n".join(
         [
             *_lines(config, schedule, samples, model),
             _tokens(config, model),
-            f"state     {f'resumes from {found[-1]}' if found else 'starts new'}",
+            f"state     {_state(found.step if found else 0, schedule.steps)}",
         ]
     )
 
 
 def summary(run: Run) -> str:
     """Return what a run that is about to train will do."""
-    begins = f"resumes after step {run.step}" if run.step else "starts new"
     device = f"{run.world.device.type} x {run.world.size}, {'bf16' if run.is_bf16 else 'fp32'}"
     if run.world.size > 1:
         device += f", {'sharded (fsdp2)' if run.parallel.is_sharded else 'replicated (ddp)'}"
@@ -62,7 +65,14 @@ def summary(run: Run) -> str:
         device += ", train.parallel=fsdp2 has nothing to shard on one rank"
     threads = f", {torch.get_num_threads()} threads" if run.world.device.type == "cpu" else ""
     lines = _lines(run.config, run.schedule, len(run.index), run.model)
-    return "\n".join([*lines, f"device    {device}{threads}", f"state     {begins}"])
+    state = _state(run.step, run.schedule.steps)
+    return "\n".join([*lines, f"device    {device}{threads}", f"state     {state}"])
+
+
+def _state(step: int, steps: int) -> str:
+    if step >= steps:
+        return f"is done: all {steps} steps. --fresh starts over"
+    return f"resumes after step {step}" if step else "starts new"
 
 
 def _tokens(config: TrainConfig, model: Learner) -> str:

@@ -74,7 +74,7 @@ class Run:
         hardware.set_threads(config.train, world)
         found = _newest(self.directory, world, say, is_sharded(config.train, world))
         if found is not None:
-            _refuse_other_config(found, config)
+            refuse_other_config(found, config)
         self.index = ShardIndex.open(config.data)
         epoch = samples_per_epoch(len(self.index), config.data.tail, config.train.batch)
         self.schedule = optim.make_schedule(config.train, epoch)
@@ -319,7 +319,8 @@ def _newest(run: Directory, world: World, say: Say, in_slices: bool) -> Checkpoi
     return checkpoint.load(path, whole=not in_slices, verify=False)
 
 
-def _refuse_other_config(found: Checkpoint, config: TrainConfig) -> None:
+def refuse_other_config(found: Checkpoint, config: TrainConfig) -> None:
+    """Raise `ConfigError` if a run of the config may not go on from what was found."""
     changed = differences(found.config, config.model_dump(mode="json"))
     if changed:
         raise ConfigError(

@@ -116,6 +116,20 @@ def test_dry_run_prints_config_and_plan_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_dry_run_says_what_becomes_of_a_run_that_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the real command would refuse, or not train at all, is not said to resume."""
+    command = ("pretrain", write_config(tmp_path))
+    assert run(capsys, *command, "train.max_minutes=1e-9")[0] == 0
+    assert "state     resumes after step 2\n" in run(capsys, *command, "--dry-run")[1]
+    code, _, said = run(capsys, *command, "train.lr=0.5", "--dry-run")
+    assert code == 2 and "train.lr: 0.001 → 0.5" in said and "--fresh" in said
+    assert "starts new" in run(capsys, *command, "train.lr=0.5", "--fresh", "--dry-run")[1]
+    assert run(capsys, *command)[0] == 0
+    assert "is done: all 12 steps" in run(capsys, *command, "--dry-run")[1]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_packaged_configs_build(path: Path) -> None:
     config = load(TrainConfig, path)
