@@ -29,6 +29,9 @@ PACKED: Final[dict[str, Literal["zero", "after padding"] | None]] = {
     "xlm-roberta": "after padding",
 }
 
+#: Names of the modules that hold a vector per position, in transformers' models.
+_POSITIONS: Final = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+
 
 class HuggingFaceEncoder:
     """Last hidden states of a frozen transformer, one per token ("word").
@@ -55,8 +58,19 @@ class HuggingFaceEncoder:
 
     @classmethod
     def load(cls, config: TextConfig) -> HuggingFaceEncoder:
-        """Return the encoder of a name or folder; raises `ConfigError` if it cannot be loaded."""
-        return cls(config, *_load(config.encoder))
+        """Return the encoder of a name or folder.
+
+        Raises `ConfigError` if it cannot be loaded or has no positions for `max_words`.
+        """
+        tokenizer, model = _load(config.encoder)
+        most = _most_tokens(model)
+        words = None if most is None else most - tokenizer.num_special_tokens_to_add()
+        if words is not None and config.max_words > words:
+            raise ConfigError(
+                f"text.max_words={config.max_words}: text.encoder={config.encoder} has positions "
+                f"for {words} words beside its special tokens; set text.max_words={words} or less"
+            )
+        return cls(config, tokenizer, model)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -206,6 +220,16 @@ def _blocks(owner: Tensor, dtype: torch.dtype) -> Tensor:
     apart = owner.unsqueeze(1) != owner.unsqueeze(2)
     mask = torch.zeros(apart.shape, dtype=dtype, device=owner.device)
     return mask.masked_fill_(apart, torch.finfo(dtype).min).unsqueeze(1)
+
+
+def _most_tokens(model: Any) -> int | None:
+    """Return the length of text that a model has positions for; None if any length is fine."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _POSITIONS and isinstance(module, torch.nn.Embedding):
+            # RoBERTa counts positions from behind its padding's.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return min(module.num_embeddings - first, int(model.config.max_position_embeddings))
+    return None
 
 
 def _takes_row_masks(kind: str) -> bool:

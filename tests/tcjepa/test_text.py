@@ -10,6 +10,10 @@ from transformers import (
     BartConfig,
     BertConfig,
     BertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from pipeline.settings import ConfigError
@@ -36,7 +40,7 @@ def folders(tmp_path_factory):
     torch.manual_seed(0)
     bert = BertConfig(
         vocab_size=vocabulary_size(WORDS), hidden_size=16, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=32, max_position_embeddings=32,
+        num_attention_heads=2, intermediate_size=32, max_position_embeddings=66,
     )  # fmt: skip
     BertModel(bert).save_pretrained(root / "bert")
     save_tokenizer(root / "bert", WORDS, end_only=False)
@@ -66,15 +70,17 @@ def test_huggingface_words_equal_one_caption_at_a_time(folders, name):
 
 
 def test_huggingface_chunks_and_cache_change_nothing(folders, monkeypatch):
-    config = TextConfig(encoder=str(folders / "t5"))
-    whole = open_text_encoder(config).encode(CAPTIONS, CPU)
-    monkeypatch.setattr(text_huggingface, "TOKENS_PER_CHUNK", 4)
-    encoder = open_text_encoder(config)
-    chunked = encoder.encode(CAPTIONS, CPU)
+    encoder = open_text_encoder(TextConfig(encoder=str(folders / "t5")))
+    whole = encoder.encode(CAPTIONS, CPU)
     calls = []
     encoder._model.register_forward_hook(lambda *_: calls.append(1))
     again = encoder.encode(CAPTIONS, CPU)
     assert not calls, "every caption was in the cache"
+    monkeypatch.setattr(text_huggingface, "TOKENS_PER_CHUNK", 6)
+    uncached = open_text_encoder(TextConfig(encoder=str(folders / "t5"), cache=0))
+    uncached._model.register_forward_hook(lambda *_: calls.append(1))
+    chunked = uncached.encode(CAPTIONS, CPU)
+    assert 1 < len(calls) <= 4, "four captions, in chunks"
     for batch in (chunked, again):
         assert torch.allclose(batch.words, whole.words, atol=1e-5)
         assert torch.equal(batch.valid, whole.valid) and torch.equal(batch.caption, whole.caption)
@@ -109,6 +115,47 @@ def test_max_words_truncates(folders):
     for name in (str(folders / "bert"), str(folders / "t5"), "hashed"):
         encoder = open_text_encoder(TextConfig(encoder=name, max_words=2))
         assert encoder.encode([["a red square left"]], CPU).valid.sum() == 2
+
+
+def _saved(folder, kind, **sizes):
+    """Save a model of a few positions, and return its folder."""
+    config, model = {
+        "bert": (BertConfig, BertModel),
+        "roberta": (RobertaConfig, RobertaModel),
+        "modernbert": (ModernBertConfig, ModernBertModel),
+    }[kind]
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    if kind == "modernbert":
+        special |= {"cls_token_id": 2, "sep_token_id": 3}
+    model(
+        config(
+            vocab_size=vocabulary_size(WORDS), hidden_size=16, num_hidden_layers=1,
+            num_attention_heads=2, intermediate_size=32, **special, **sizes,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    save_tokenizer(folder, WORDS, end_only=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [("bert", 32 - 2), ("roberta", 32 - 2 - 1)],  # RoBERTa's first is padding's, here number 0
+)
+def test_more_words_than_learned_positions_are_refused(tmp_path, kind, most):
+    folder = str(_saved(tmp_path, kind, max_position_embeddings=32))
+    with pytest.raises(ConfigError, match=rf"text\.max_words=64.*set text\.max_words={most} or"):
+        open_text_encoder(TextConfig(encoder=folder))
+    with pytest.raises(ConfigError, match=rf"text\.max_words={most} or less"):
+        open_text_encoder(TextConfig(encoder=folder, max_words=most + 1))
+    encoder = open_text_encoder(TextConfig(encoder=folder, max_words=most))
+    assert encoder.encode([["red " * 99]], CPU).valid.sum() == most
+
+
+def test_relative_positions_have_no_end(tmp_path, folders):
+    rotary = _saved(tmp_path, "modernbert", max_position_embeddings=32)
+    for folder in (rotary, folders / "t5"):
+        encoder = open_text_encoder(TextConfig(encoder=str(folder), max_words=64))
+        assert encoder.encode([["red " * 99]], CPU).valid.sum() == 64
 
 
 def test_missing_encoder_names_the_key(tmp_path, monkeypatch):
