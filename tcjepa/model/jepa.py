@@ -122,7 +122,7 @@ class TCJEPA(Learner):
                     text_config.sparsity_weight * regularizers["sparse"]
                     + text_config.consistency_weight * regularizers["consistency"]
                 )
-            monitors |= _word_monitors(attentions, words)
+            monitors |= _word_monitors(attentions, words, self.predictor.conditioned)
         return StepOutput(loss, terms, monitors)
 
     @torch.no_grad()
@@ -203,8 +203,12 @@ def _feature_std(x_BKD: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _word_monitors(attentions: Sequence[WordAttention], words: Words) -> dict[str, Tensor]:
+def _word_monitors(
+    attentions: Sequence[WordAttention], words: Words, layers: Sequence[int]
+) -> dict[str, Tensor]:
     """Return readings that show whether the text path lives (all shares in [0, 1]).
+
+    `layers` are the numbers of the predictor layers that `attentions` are of.
 
     Of the first `MONITOR_IMAGES` images and every `MONITOR_STRIDE`-th token: the full tensors would
     be read a dozen times per step.
@@ -226,7 +230,8 @@ def _word_monitors(attentions: Sequence[WordAttention], words: Words) -> dict[st
         wordless.append(wordless_B.sum() / captioned.sum().clamp_min(1))
         entropies.append(losses.attention_entropy(weights_BNSQ, valid, weights_BN))
     monitors: dict[str, Any] = {
-        f"positive_share_layer{layer}": share for layer, share in enumerate(positive_shares)
+        f"positive_share_layer{layer}": share
+        for layer, share in zip(layers, positive_shares, strict=True)
     }
     return {
         "positive_share": torch.stack(positive_shares).mean(),

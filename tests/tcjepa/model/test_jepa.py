@@ -41,6 +41,12 @@ def test_forward_gives_loss_terms_and_monitors(model, images, masks, text):
     assert all(p.grad is None for p in model.target_encoder.parameters())
 
 
+def test_readings_of_layers_have_the_layers_own_numbers(make_config, images, masks, text):
+    model = TCJEPA(make_config(TextConditioning(layers=(1,))), text.words.shape[2])
+    monitors = model(images, masks, text).monitors
+    assert [name for name in monitors if "layer" in name] == ["positive_share_layer1"]
+
+
 def test_prediction_equals_one_image_and_one_block_at_a_time(model, images, masks, text):
     model.eval()
     context = model.encoder(images, masks.context)
