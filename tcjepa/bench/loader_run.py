@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from tcjepa.bench.loading import bench_crop, bench_decode
 from tcjepa.bench.run import check_target, described, printed
 from tcjepa.bench.shards import write_shards
 from tcjepa.bench.stock import BATCH, STOCK_LOADER, has_webdataset
+from tcjepa.cores import usable_cores
 from tcjepa.data.index import ShardIndex
 
 _SIDE: Final = 256
@@ -141,7 +141,7 @@ def _benches(shards: str | None, size: _Size, rounds: int, counts: list[int]) ->
 
 def _worker_counts() -> list[int]:
     """Return the worker counts to try: inline, one, two, and doubling up to all cores."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     counts = [0, 1]
     while counts[-1] * 2 <= cores:
         counts.append(counts[-1] * 2)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.settings import ConfigError, Settings
+from tcjepa.cores import usable_cores
 from tcjepa.noise import NoiseConfig
 
 Positive = Annotated[int, Field(gt=0)]
@@ -149,5 +150,5 @@ def worker_count(config: DataConfig) -> int:
     if config.workers != "auto":
         return config.workers
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) // ranks
+    cores = usable_cores() // ranks
     return max(0, min(16, cores - 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -10,14 +9,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.timing import cpu_name
+from tcjepa.cores import usable_cores
 from tcjepa.train.config import TrainSection
 from tcjepa.train.distributed import World
 
 
 def described(device: torch.device) -> str:
     """Return what a process on `device` runs on, such as "NVIDIA H100 80GB HBM3, 16 cores"."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # absent on macOS
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    cores = usable_cores()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return f"{name}, {cores} core{'s' * (cores != 1)}"
 
@@ -52,8 +51,7 @@ def keep_fp32(device: torch.device) -> None:
 
 def set_threads(config: TrainSection, world: World) -> None:
     """Give this rank its share of the CPUs, or as many threads as `train.threads` says."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(config.threads or max(1, (cores or 1) // world.local_size))
+    torch.set_num_threads(config.threads or max(1, usable_cores() // world.local_size))
 
 
 __all__ = ["autocast", "described", "keep_fp32", "set_threads", "uses_bf16"]

@@ -249,6 +249,9 @@ def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_count(DataConfig(shards="x")) == 7
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})
     assert worker_count(DataConfig(shards="x")) == 0
+    monkeypatch.delattr("os.sched_getaffinity")  # macOS
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    assert worker_count(DataConfig(shards="x")) == 3
 
 
 @pytest.mark.parametrize(
