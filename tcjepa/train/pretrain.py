@@ -74,7 +74,7 @@ def _train(config: TrainConfig, world: World, say: Say, fresh: bool) -> Ending:
         aside = checkpoint.set_aside(Directory(config.run), WRITTEN)
         if aside:
             say(f"the earlier run's files are now in {Path(config.run) / aside}")
-    if world.is_main and config.train.evaluate_after:
+    if world.is_main and (config.train.evaluate_after or config.train.probe_every):
         check_evaluable(config.evaluate, config.data)
     distributed.wait(world)
     run = Run(config, world, say)

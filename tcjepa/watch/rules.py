@@ -158,6 +158,8 @@ def meaningless(config: Mapping[str, Any]) -> tuple[str, ...]:
     # Features that shrink to a direction per class are what labels teach (arXiv 2008.08186).
     if (config.get("train") or {}).get("objective") == "supervised":
         return "monitor/encoder_rank", "monitor/encoder_std"
+    if (config.get("data") or {}).get("caption_sources") == []:  # without words on purpose
+        return "monitor/text_gain_share", "positive_share", "attention_entropy"
     text = (config.get("model") or {}).get("text")
     rectified = isinstance(text, Mapping) and text.get("sparsity") == "rectified"
     return () if rectified else ("positive_share",)

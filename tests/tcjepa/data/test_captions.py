@@ -111,7 +111,14 @@ def test_a_choice_that_leaves_no_caption_is_refused(
     config = DataConfig(shards=str(tmp_path), cache_dir=str(tmp_path / "cache"), **keys)
     with pytest.raises(ConfigError, match=says) as error:
         check_captioned(ShardIndex.open(config), config)
-    assert "alt (32), annotations:short (32)" in str(error.value)
+    assert "alt (70), annotations:short (70)" in str(error.value)
+
+
+def test_a_threshold_that_few_captions_pass_is_no_mistake(tmp_path: Path) -> None:
+    write_shards(tmp_path, 600, captions=lambda n: [caption("a", quality=0.99 if n == 6 else 0.3)])
+    keys = {"cache_dir": str(tmp_path / "cache"), "min_caption_quality": 0.9}
+    config = DataConfig(shards=str(tmp_path), **keys)
+    check_captioned(ShardIndex.open(config), config)
 
 
 @pytest.mark.parametrize("sources", [None, ["alt"], ["annotations:*"], []])

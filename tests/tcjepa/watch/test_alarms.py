@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tcjepa.train.log import read
 from tcjepa.watch.alarms import Finding, Watch
-from tcjepa.watch.rules import RECENT, RULES
+from tcjepa.watch.rules import RECENT, RULES, meaningless
 from tests.tcjepa.train.runs import finish, start, write_config
 
 #: What a healthy run of the demo reads, step after step.
@@ -100,6 +100,13 @@ def test_text_alarms_wait_for_the_warmup() -> None:
 
 def test_readings_that_mean_nothing_for_a_model_are_ignored() -> None:
     assert follow(Watch(0, ignored=["positive_share"]), "positive_share", [0.0] * 200) == []
+
+
+def test_a_run_without_words_on_purpose_is_not_told_that_its_text_path_is_dead() -> None:
+    text = {"model": {"text": {"sparsity": "rectified"}}}
+    assert meaningless({**text, "data": {"caption_sources": None}}) == ()
+    ignored = meaningless({**text, "data": {"caption_sources": []}})
+    assert follow(Watch(0, ignored=ignored), "monitor/text_gain_share", [0.0] * 9) == []
 
 
 def test_a_loss_that_stands_still_is_a_note_and_a_falling_or_annealed_one_is_not() -> None:

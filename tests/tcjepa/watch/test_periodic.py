@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.settings import ConfigError
 from tcjepa.train.log import read
 from tcjepa.train.loop import train
+from tcjepa.train.pretrain import pretrain
 from tcjepa.train.run import Run
 from tcjepa.watch.page import COLOURS, config_table
 from tcjepa.watch.pictures import draw, pixels
@@ -107,6 +108,10 @@ def test_a_probe_without_labels_or_images_is_refused_before_training(folder: Pat
     config = tiny_config(folder, f"run={folder / 'none'}", *WATCHED, "evaluate.test_split=nowhere")
     with pytest.raises(ConfigError, match="nowhere"):
         Run(config, CPU, lambda _: None)
+    config = tiny_config(folder, f"run={folder / 'typo'}", *WATCHED, "evaluate.labels=[typo]")
+    with pytest.raises(ConfigError, match="the shards have no column typo"):
+        pretrain(config, lambda _: None)
+    assert not (folder / "typo").exists()
 
 
 def test_a_map_is_drawn_where_it_is_high() -> None:
