@@ -129,6 +129,11 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() or c == "." else "-" for c in name.lower()).strip("-")
 
 
+def dashed(name: str) -> str:
+    """Return a file name for a figure: the words of its name, with a dash between them."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name).lower().split())
+
+
 def override(key: str, value: Any) -> str:
     """Return `key=value` with the value as JSON, which every reader of overrides understands."""
     return f"{key}={json.dumps(value)}"
@@ -258,6 +263,7 @@ __all__ = [
     "Place",
     "Scalar",
     "curves",
+    "dashed",
     "expand",
     "known_values",
     "override",

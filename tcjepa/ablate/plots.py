@@ -27,6 +27,7 @@ from tcjepa.ablate.drawing import (
     tidy,
     upright,
 )
+from tcjepa.ablate.grids import dashed
 from tcjepa.ablate.panels import Panel, is_numeric, panels
 from tcjepa.ablate.schema import (
     MINUS,
@@ -65,7 +66,7 @@ class Picture:
     @property
     def file(self) -> str:
         """A file name without its ending."""
-        return "-".join("".join(c if c.isalnum() else " " for c in self.name).lower().split())
+        return dashed(self.name)
 
     def content(self, form: Format) -> bytes:
         """Return the figure as a file's content."""
@@ -270,7 +271,7 @@ def _grid(count: int, height: float, share: bool) -> tuple[Any, list[Any]]:
 
 @contextmanager
 def _printed() -> Iterator[None]:
-    """Draw in one size of type, with text as text."""
+    """Draw in one size of type, with text as text: a name's dollars begin no formula."""
     import matplotlib
 
     settings = {
@@ -283,6 +284,7 @@ def _printed() -> Iterator[None]:
         "font.family": "sans-serif",
         "svg.fonttype": "none",
         "svg.hashsalt": "study",
+        "text.parse_math": False,
     }
     with matplotlib.rc_context(settings):
         yield

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pipeline.settings import ConfigError
 from tcjepa.ablate import kept
@@ -22,6 +22,8 @@ from tcjepa.evaluate.tally import TALLIES_FILE, Tally, from_bytes, images_in
 from tcjepa.evaluation import TRAINED, UNTRAINED
 from tcjepa.train.log import read
 from tcjepa.train.run import EVALUATION_FILE
+
+_Content = TypeVar("_Content")
 
 #: Keys of the training log -> their names in a report: how the text path ended.
 TRAINING: Final = {
@@ -106,7 +108,8 @@ class Outcome:
 def outcomes(study: StudyConfig) -> list[Outcome]:
     """Return the outcomes of the trials that are finished, in trial order.
 
-    Raises `ConfigError` if one was evaluated again with other settings than the study's.
+    Raises `ConfigError` if one was evaluated again with other settings than the study's, or its
+    evaluation is damaged.
     """
     return [_outcome(trial) for trial in trials_of(study) if is_finished(trial)]
 
@@ -122,10 +125,12 @@ def scale(name: str) -> float:
 
 
 def tallies(outcome: Outcome) -> dict[str, dict[str, Tally]]:
-    """Return the tallies of a trial: encoder row -> measure -> tally; {} if it kept none."""
-    content = _kept(outcome)
+    """Return the tallies of a trial: encoder row -> measure -> tally; {} if it kept none.
+
+    Raises `ConfigError` for a damaged file, as `images` does.
+    """
     found: dict[str, dict[str, Tally]] = {}
-    for name, tally in ({} if content is None else from_bytes(content)).items():
+    for name, tally in (_kept(outcome, from_bytes) or {}).items():
         row, _, measure = name.partition("/")
         found.setdefault(row, {})[measure] = tally
     return found
@@ -133,25 +138,36 @@ def tallies(outcome: Outcome) -> dict[str, dict[str, Tally]]:
 
 def images(found: Sequence[Outcome]) -> list[str]:
     """Return the keys of all test images that any of the trials tallied, each once."""
-    kept = (content for outcome in found if (content := _kept(outcome)))
-    return list(dict.fromkeys(key for content in kept for key in images_in(content)))
+    kept = (_kept(outcome, images_in) or [] for outcome in found)
+    return list(dict.fromkeys(key for keys in kept for key in keys))
 
 
-def _kept(outcome: Outcome) -> bytes | None:
+def _kept(outcome: Outcome, read: Callable[[bytes], _Content]) -> _Content | None:
     path = Path(outcome.trial.folder) / TALLIES_FILE
-    return path.read_bytes() if path.exists() else None
+    try:
+        return read(path.read_bytes()) if path.exists() else None
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: {error}; delete it and {EVALUATION_FILE} beside it and run the study again, "
+            "which evaluates this run anew"
+        ) from error
 
 
 def _outcome(trial: Trial) -> Outcome:
     path = Path(trial.folder) / EVALUATION_FILE
     rows = json.loads(path.read_text())
     config = own_config(trial)
-    if rows["settings"] != config.evaluate.model_dump(mode="json"):
+    if rows.get("settings") != config.evaluate.model_dump(mode="json"):
         raise ConfigError(
             f"{path} was written with other evaluate.* settings than the study's; remove "
             "it and run the study again, which evaluates it anew"
         )
-    trained, untrained = (_values(rows[name]) for name in (TRAINED, UNTRAINED))
+    try:
+        trained, untrained = (_values(rows[name]) for name in (TRAINED, UNTRAINED))
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: {error}; delete it and run the study again, which evaluates this run anew"
+        ) from error
     return Outcome(
         trial,
         trained,

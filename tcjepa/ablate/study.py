@@ -18,6 +18,7 @@ from tcjepa.ablate.grids import (
     GridConfig,
     Scalar,
     curves,
+    dashed,
     expand,
     known_values,
     override,
@@ -35,6 +36,11 @@ class RecoveryConfig(Settings):
     remedies: list[str] | None = Field(
         None, description="arms whose share is asked for; null: every other arm of noisy's grid"
     )
+
+    @property
+    def title(self) -> str:
+        """What the report calls it."""
+        return self.name or self.noisy
 
 
 class ReducedConfig(Settings):
@@ -120,6 +126,14 @@ class StudyConfig(Settings):
         names = [arm.name for arm in expand(self.references, self.all_grids, self.set)]
         for key, name in self.named_arms():
             check_known(key, name, names, "arms")
+        titles: dict[str, int] = {}
+        for i, entry in enumerate(self.recovery):
+            first = titles.setdefault(dashed(entry.title), i)
+            if first != i:
+                raise ValueError(
+                    f"recovery[{i}]: {entry.title!r} and recovery[{first}] would share a figure; "
+                    "give it another name"
+                )
         return self
 
     @property

@@ -166,9 +166,7 @@ def _recoveries(study: StudyConfig, arms: Arms) -> list[RecoveryRecord]:
                 if won is not None and same is not None:
                     shares[name][measure] = Estimate(**vars(share(won, same)))
         records.append(
-            RecoveryRecord(
-                name=entry.name or noisy, clean=clean, noisy=noisy, losses=losses, shares=shares
-            )
+            RecoveryRecord(name=entry.title, clean=clean, noisy=noisy, losses=losses, shares=shares)
         )
     return records
 

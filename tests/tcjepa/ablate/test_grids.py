@@ -21,6 +21,7 @@ from tests.tcjepa.ablate.worlds import TINY, study
 
 KINDS = ["derangement", "drop_words", "truncate", "typos"]
 X = "data.noise.rate"
+RECOVERY = {"clean": "rate 0.0", "noisy": "rate 1.0"}
 
 
 def noise_grid(kind: str, rates: list[float], counts: list[int]) -> dict[str, Any]:
@@ -136,7 +137,11 @@ def test_recovery_defaults_to_the_grid_of_the_noisy_arm(tmp_path: Path) -> None:
     ]
     entry = {"clean": "clean", "noisy": "swapped, none"}
     options = {"axes": {}, "x": "remedy", "grids": grids, "references": {"clean": []}}
-    made = study(tmp_path, **options, recovery=[entry, {**entry, "remedies": ["invented, more"]}])
+    made = study(
+        tmp_path,
+        **options,
+        recovery=[entry, {**entry, "name": "other", "remedies": ["invented, more"]}],
+    )
     found = [[arm.name for arm in remedies_of(made, one)] for one in made.recovery]
     assert found == [["swapped, filter", "swapped, more"], ["invented, more"]]
     # An arm's own shards win over the study's.
@@ -162,6 +167,9 @@ def test_recovery_defaults_to_the_grid_of_the_noisy_arm(tmp_path: Path) -> None:
         ({"references": {UNTRAINED: []}}, "'random weights': .*use another name"),
         ({"references": {f"{UNTRAINED}, deep": []}}, "'random weights, deep': .*another name"),
         ({"references": {101 * "é": []}}, "é'… would have a folder of 202 bytes .* at most 200"),
+        ({"recovery": [RECOVERY, RECOVERY]}, r"recovery\[1\]: 'rate 1.0' and recovery\[0\] would"),
+        ({"recovery": [{**RECOVERY, "name": name} for name in ("40% won", "a", "40 Won")]},
+         r"recovery\[2\]: '40 Won' and recovery\[0\] would share a figure"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -184,6 +184,16 @@ def test_svg_figures_are_sound_and_hold_their_names_as_text() -> None:
     assert "&lt;typo&gt; &amp; |" in curves
 
 
+def test_a_name_with_dollars_is_no_formula() -> None:
+    name = "^(a|b)$ or ^c_$"
+    text = made_up().model_dump_json().replace("I-JEPA", name).replace("swap", "cost $5_, $6")
+    for picture in pictures(schema.StudyResult.model_validate_json(text)):
+        assert picture.content("png").startswith(b"\x89PNG")
+        shown = " ".join(ET.fromstring(picture.content("svg")).itertext())
+        assert "$5_, $6" in shown
+        assert name in shown or picture.file.startswith("won-back")
+
+
 def test_figures_of_what_cannot_be_a_line_are_rows() -> None:
     made = made_up()
     assert [p.file for p in pictures(made)] == ["curves", "contrasts", "won-back-40-swapped"]

@@ -85,6 +85,14 @@ def test_a_reduced_study_can_be_reduced_further() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("reduced", "rates", "counts"), [(False, 5, 3), (True, 2, 1)])
+def test_an_axis_with_a_dot_is_narrowed_in_brackets(reduced: bool, rates: int, counts: int) -> None:
+    study = open_study("noise", ["only[data.noise.kind]=[typos]"], reduced=reduced)
+    names = [arm.name for arm in arms_of(study)]
+    assert len(names) == 1 + counts * (1 + rates)
+    assert sum(name.startswith("kind typos, ") for name in names) == counts * rates
+
+
 def test_overrides_of_every_arm_hold_over_those_of_the_reduced_size(tmp_path: Path) -> None:
     reduced = {"set": ["train.warmup_steps=3", "train.lr=0.1"], "references": []}
     content = {"run": "x", "base": "scenes_mini", "x": "train.lr", "axes": {"train.lr": [0.1]}}

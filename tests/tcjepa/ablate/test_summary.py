@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.settings import load
+from pipeline.settings import ConfigError, load
 from tcjepa.ablate.measurements import random_arms
 from tcjepa.ablate.portable import portable
 from tcjepa.ablate.results import RANK, UNITLESS, can_be_lost, outcomes
@@ -21,6 +21,7 @@ from tcjepa.ablate.summary import summarise
 from tcjepa.config import TrainConfig, differences
 from tcjepa.evaluate import agreement, grounding
 from tcjepa.evaluate.tally import TALLIES_FILE
+from tcjepa.train.run import EVALUATION_FILE
 from tests.tcjepa.ablate.pretended import RANDOM_LEVEL, finish, pretend
 from tests.tcjepa.ablate.worlds import TINY, study
 
@@ -232,6 +233,24 @@ def test_without_tallies_a_measure_is_drawn_over_seeds_in_all_arms(tmp_path: Pat
     own = [t.values["mIoU"] for t in found.trials if t.arm == "I-JEPA"]
     interval = found.estimates["mIoU"]["I-JEPA"].interval
     assert interval == pytest.approx((min(own), max(own)))  # what three seeds can show
+
+
+def test_damaged_files_are_named_with_what_to_do(tmp_path: Path) -> None:
+    made = opened(tmp_path, seeds=[0])
+    pretend(made, tmp_path / "base.yaml", level)
+    folder = Path(trials_of(made)[1].folder)
+    tallied, evaluated = folder / TALLIES_FILE, folder / EVALUATION_FILE
+    content = tallied.read_bytes()
+    for broken in (content[:500], b""):
+        tallied.write_bytes(broken)
+        with pytest.raises(ConfigError, match=rf"{tallied}: .*delete it and {EVALUATION_FILE}"):
+            summarise(made, outcomes(made), "")
+    tallied.write_bytes(content)
+    rows = json.loads(evaluated.read_text())
+    for broken_rows in ({**rows, "trained": {}}, {k: v for k, v in rows.items() if k != "trained"}):
+        evaluated.write_text(json.dumps(broken_rows))
+        with pytest.raises(ConfigError, match=rf"{evaluated}: (.|\n)*delete it and run the study"):
+            outcomes(made)
 
 
 def test_encoders_of_other_sizes_have_random_twins_of_their_own(tmp_path: Path) -> None:
