@@ -13,7 +13,8 @@ from pipeline.storage import Directory
 from tcjepa.train import checkpoint, trace
 from tcjepa.train.distributed import World
 from tcjepa.train.log import read
-from tests.tcjepa.train.runs import finish, start, write_config
+from tcjepa.train.run import Run
+from tests.tcjepa.train.runs import finish, start, tiny_config, write_config
 from tests.tcjepa.train.scenarios import run_scenarios
 
 CPU = World(0, 1, 0, 1, torch.device("cpu"))
@@ -48,7 +49,9 @@ SEVERAL_RANKS = {
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the config of runs of 6 steps, some already trained on one rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    path = write_config(folder, steps=6, trace=True, monitor_every=3, seed=3)
+    # A target encoder that moves by more than the tolerance of `assert_same_end`.
+    ema = {"ema": 0.5, "final_ema": 0.5}
+    path = write_config(folder, steps=6, trace=True, monitor_every=3, seed=3, **ema)
     run_scenarios(path, ONE_RANK, CPU)
     return path
 
@@ -78,6 +81,14 @@ def assert_same_end(run: Path, expected: Path) -> None:
     ends = [checkpoint.resolve(path, print) for path in (run, expected)]
     for key, value in ends[1].model.items():
         torch.testing.assert_close(ends[0].model[key], value, rtol=1e-3, atol=2e-4)
+
+
+def test_the_target_encoder_moves_by_more_than_is_tolerated(config: Path) -> None:
+    """Or `assert_same_end` would pass without any of its updates."""
+    began = Run(tiny_config(config.parent, f"run={config.parent / 'unstarted'}"), CPU, print)
+    start, end = began.model.state_dict(), checkpoint.resolve(config.parent / "one", print).model
+    key = "target_encoder.vit.blocks.0.attn.qkv.weight"
+    assert float((end[key] - start[key]).abs().mean()) > 2e-4
 
 
 def test_micro_batches_of_any_size_are_the_large_batch(config: Path) -> None:
