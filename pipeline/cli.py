@@ -123,7 +123,8 @@ def _shards(parsed: argparse.Namespace) -> int:
     result = build_shards(config, parsed.until)
     if result.manifest is None:
         print(f"after {parsed.until}, so far:")
-        print(format_funnel(count_so_far(Directory(config.run), parsed.until)))
+        so_far = count_so_far(Directory(config.run), parsed.until, result.failures)
+        print(format_funnel(so_far))
     else:
         print(format_funnel(result.manifest["funnel"]))
         print(f"{result.manifest['samples']:,} samples in {config.run}/shards")

@@ -6,6 +6,7 @@ Likewise for captions: alt texts = kept + dropped, and so for the new ones that 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,16 +114,17 @@ class FunnelCount:
         self.written["not_needed"] += unused
 
 
-def count_so_far(run: Directory, stage: str) -> Funnel:
+def count_so_far(run: Directory, stage: str, failed: Container[str] = ()) -> Funnel:
     """Return the funnel of a run up to `stage`, from its tables; what is left counts as kept.
 
-    Parts without the stage's table count as failed.
+    Parts that `failed`, whose tables may be of different runs, and parts without the stage's table
+    count as failed.
     """
     funnel = FunnelCount()
     judged = "select" if stage in ("select", "score") else stage
     for part in listed(run):
         name = f"{part.name}.parquet"
-        if not tables_of(run, judged).exists(name):
+        if part.name in failed or not tables_of(run, judged).exists(name):
             funnel.add_failed_part(part.rows)
         elif judged == "choose":
             funnel.add_part(run, part.name)

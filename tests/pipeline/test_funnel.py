@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.funnel import FunnelCount, check, format_funnel
+from pipeline.funnel import FunnelCount, check, count_so_far, format_funnel
 from pipeline.stages.failures import FAILURES
 from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
@@ -128,6 +128,17 @@ def test_the_printed_funnel_names_every_reason(funnel: dict[str, Any]) -> None:
     assert any("dropped, no_caption" in line for line in lines)
     assert any("dropped, image_dropped" in line for line in lines)
     assert len({len(line) for line in lines if line.endswith("%")}) == 1, "columns don't line up"
+
+
+def test_parts_that_failed_count_as_failed_whatever_tables_they_have(run: Directory) -> None:
+    parts = [{"index": n, "first_row": 6 * n, "rows": 6, "fingerprint": ""} for n in range(2)]
+    (run / "parts").write_json("parts.json", {"source": "", "parts": parts})
+    download = tables_of(run, "download")
+    download.write_table("00001.parquet", download.read_table("00000.parquet"))
+    assert count_so_far(run, "download")["fetched"] == 8
+    found = count_so_far(run, "download", {"00001"})
+    assert (found["rows"], found["fetched"]) == (12, 4)
+    assert found["failed"]["transient"]["part_failed"] == 6
 
 
 def test_an_empty_funnel_prints() -> None:
