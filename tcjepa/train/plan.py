@@ -13,6 +13,7 @@ from tcjepa.config import TrainConfig, method
 from tcjepa.data.captioned import check_captioned
 from tcjepa.data.index import ShardIndex
 from tcjepa.data.plan import samples_per_epoch
+from tcjepa.evaluation import check_evaluable
 from tcjepa.masks import sample_masks
 from tcjepa.model.learner import Learner
 from tcjepa.model.supervised import Supervised
@@ -27,8 +28,8 @@ def describe_plan(config: TrainConfig, say: Say, fresh: bool = False) -> str:
     """Return the plan of a run; reads the shard index, trains nothing and leaves nothing behind.
 
     The index is mapped in a temporary folder, whatever `data.cache_dir` says. Raises `ConfigError`
-    as a run would: a checkpoint of another config, missing shards, no caption to read, masks that
-    do not fit, no step left. `fresh` plans to set an earlier run's files aside; damaged checkpoints
+    as a run would: a checkpoint of another config, missing shards, no caption to read, no labels to
+    probe, masks that do not fit, no step left. `fresh` plans to set an earlier run's files aside; damaged checkpoints
     are reported through `say`.
     """
     found = None if fresh else checkpoint.latest(Directory(config.run), say, whole=False)
@@ -39,6 +40,8 @@ def describe_plan(config: TrainConfig, say: Say, fresh: bool = False) -> str:
         index = ShardIndex.open(data)
         if config.reads_captions:
             check_captioned(index, data)
+        if config.train.evaluate_after or config.train.probe_every:
+            check_evaluable(config.evaluate, data)
         samples, classes = len(index), None
         if config.train.objective == "supervised":
             classes = Labels(index, config.train.labels).counts
