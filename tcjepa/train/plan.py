@@ -29,8 +29,8 @@ def describe_plan(config: TrainConfig, say: Say, fresh: bool = False) -> str:
 
     The index is mapped in a temporary folder, whatever `data.cache_dir` says. Raises `ConfigError`
     as a run would: a checkpoint of another config, missing shards, no caption to read, no labels to
-    probe, masks that do not fit, no step left. `fresh` plans to set an earlier run's files aside; damaged checkpoints
-    are reported through `say`.
+    probe, masks that do not fit, no step left. `fresh` plans to set an earlier run's files aside;
+    damaged checkpoints are reported through `say`.
     """
     found = None if fresh else checkpoint.latest(Directory(config.run), say, whole=False)
     if found is not None:

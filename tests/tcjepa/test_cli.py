@@ -84,7 +84,7 @@ def test_bad_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         ("evaluate.captions_per_image=257", "evaluate.captions_per_image"),
         ("data.caption_sources=['ant:*']", "['ant:*']: none of the"),
         ("train.evaluate_after=true", "evaluate.labels"),
-        ("train.probe_every=2 evaluate.labels=[typo]", "no column typo"),
+        ("train.probe_every=2 evaluate.labels=[typo]", "split == 'test': 0 rows"),
         ("masks.min_context=30", "masks.min_context"),
         ("run=s3://bucket/run", "must be local"),
         ("data.shards=nowhere", "no index.parquet in nowhere"),
