@@ -148,9 +148,10 @@ class WebdatasetSource:
         """Raise `ConfigError` if a key that the config names is in none of the first samples."""
         config = self.config
         named = [*config.keep_columns, *([config.split_column] if config.split_column else [])]
-        # The defaults may be absent: captions are in .txt members too, URLs nowhere.
-        named += config.caption_columns if "caption_columns" in config.model_fields_set else []
-        named += [config.url_column] if "url_column" in config.model_fields_set else []
+        # The usual names may be absent: captions are in .txt members too, URLs nowhere.
+        usual = WebdatasetConfig(paths=config.paths)
+        named += config.caption_columns if config.caption_columns != usual.caption_columns else []
+        named += [config.url_column] if config.url_column != usual.url_column else []
         found: set[str] = set()
         with open_tar(tar) as file:
             for sample in itertools.islice(samples(file), _PEEK):

@@ -20,7 +20,7 @@ from pipeline.cli import main
 from pipeline.config import PipelineConfig
 from pipeline.settings import build, load
 from pipeline.sources.build import build_source
-from pipeline.sources.row import meta_types, to_table
+from pipeline.sources.row import MARK, meta_types, to_table
 
 CONFIGS = Path(__file__).parents[2] / "data_configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
@@ -221,7 +221,7 @@ def test_a_list_with_the_real_columns_becomes_rows(
     path, expected = LISTS[name](tmp_path, image)
     config = load(PipelineConfig, CONFIGS / f"{name}.yaml", [f"source.paths={path}"])
     rows = rows_of(config)
-    columns = {"url", "captions", "split", "row_error", "stored"}
+    columns = {"url", "captions", "split", "row_error", "stored", MARK}
     found = [
         (row["url"], row["captions"], {k: row[k] for k in row if k not in columns}) for row in rows
     ]

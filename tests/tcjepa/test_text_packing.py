@@ -126,7 +126,8 @@ def test_many_captions_go_in_several_passes(folders: Path, monkeypatch: pytest.M
         [" ".join(WORDS[: 1 + i % 9]), f"{WORDS[i % 7]} ring {WORDS[i % 5]}"] for i in range(20)
     ]
     for name in MODELS:
-        encoder = open_text_encoder(TextConfig(encoder=str(folders / name), cache=0))
+        config = TextConfig(encoder=str(folders / name), cache=0, max_words=32)
+        encoder = open_text_encoder(config)
         assert isinstance(encoder, HuggingFaceEncoder)
         whole = encoder.encode(captions, CPU)
         passes: list[int] = []

@@ -108,7 +108,8 @@ def test_a_key_that_no_json_member_has_is_refused(
     write(tmp_path / "0.tar", [{"__key__": "a", "jpg": image(), "json": {"part": "x"}}])
     with pytest.raises(ConfigError, match="has 'prt'; did you mean 'part'"):
         source(tmp_path / "0.tar", **config).check()
-    source(tmp_path / "0.tar").check()  # captions may be in .txt members, by default
+    # Captions may be in .txt members, and URLs nowhere.
+    source(tmp_path / "0.tar", caption_columns=["caption"], url_column="url").check()
 
 
 def test_a_tar_written_anew_is_another_part(tmp_path: Path, image: Image) -> None:
