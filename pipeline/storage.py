@@ -174,7 +174,7 @@ class Directory:
         try:
             with self.fs.open(self.path(name), "rb") as file:
                 metadata = pq.read_schema(file).metadata or {}
-        except (OSError, pa.ArrowInvalid):  # OSError: absent, or a damaged footer
+        except (OSError, ValueError, pa.ArrowException):  # absent, or a damaged footer
             return None
         value = metadata.get(_FINGERPRINT_KEY)
         return value.decode(errors="replace") if value is not None else None

@@ -198,6 +198,14 @@ def test_a_damaged_table_has_no_fingerprint_and_never_raises(
     assert isinstance(directory.fingerprint("t.parquet"), str | None)
 
 
+def test_a_damaged_column_name_has_no_fingerprint(tmp_path: Path) -> None:
+    directory = Directory(tmp_path)
+    directory.write_table("t.parquet", pa.table({"column": [1]}), "mark")
+    content = directory.read_bytes("t.parquet")
+    directory.write_bytes("t.parquet", content.replace(b"column", b"\xf8olumn"))
+    assert directory.fingerprint("t.parquet") is None
+
+
 def test_scratch_of_a_worker_lies_where_dask_sweeps(tmp_path: Path) -> None:
     """In the folder of a process that may be killed at any time."""
     distributed = pytest.importorskip("distributed")
