@@ -71,7 +71,7 @@ def cut(run: Directory, source: Source, rows_per_part: int) -> list[Part]:
         data = sink.getvalue().to_pybytes()
         first = parts[-1].first_row + parts[-1].rows if parts else 0
         digest = hashlib.sha256(data)
-        if any(marks):  # images that are local files may change where their rows do not
+        if any(marks):  # images that are read from files may change where their rows do not
             digest.update("|".join(marks).encode())
         part = Part(len(parts), first, len(rows), digest.hexdigest())
         directory.write_bytes(f"{part.name}.arrow", data)

@@ -9,6 +9,7 @@ three tar members: `<uid>.<jpg|png|webp>`, `<uid>.txt` (best caption) and `<uid>
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any, Final, TypedDict
 
 import pyarrow as pa
@@ -59,6 +60,11 @@ class Sample(TypedDict):
 
 class SchemaError(ValueError):
     """A shard directory that does not follow this contract."""
+
+
+def is_uid(text: str) -> bool:
+    """Return whether a text is written as `uid_of` writes."""
+    return re.fullmatch(f"[0-9a-f]{{{UID_LENGTH}}}", text) is not None
 
 
 def uid_of(image_bytes: bytes) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
 from pipeline.filters.phrases import find_phrases, phrase_table, read_lines
-from pipeline.schema import UID_LENGTH
+from pipeline.schema import UID_LENGTH, is_uid
 from pipeline.settings import ConfigError, Settings
 
 _FILE = "; a list, or the path of a text file with one a line and # before comments"
@@ -46,7 +44,7 @@ class BlockConfig(Settings):
 def check_uids(config: BlockConfig) -> None:
     """Raise `ConfigError` for an entry that is no uid and so would block nothing."""
     for uid in config.entries("uids"):
-        if not re.fullmatch(f"[0-9a-f]{{{UID_LENGTH}}}", uid):
+        if not is_uid(uid):
             raise ConfigError(
                 f"filter.block.uids: {uid!r} is no uid: {UID_LENGTH} lower-case hex digits, as in "
                 "the index"

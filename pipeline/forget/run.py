@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ from pipeline.lock import locked
 from pipeline.manifest import write_manifest
 from pipeline.part import listed, with_generations
 from pipeline.run import CONFIG, report_run
-from pipeline.schema import MANIFEST_FILE, UID_LENGTH
+from pipeline.schema import MANIFEST_FILE, UID_LENGTH, is_uid
 from pipeline.settings import ConfigError, load_text
 from pipeline.stages import finish
 from pipeline.stages.task import ALL, SHARDS, Task, is_done, tables_of
@@ -52,7 +51,7 @@ def forget(url: str, uids: Collection[str]) -> Forgotten:
     `url` is no finished run.
     """
     for uid in uids:
-        if not re.fullmatch(f"[0-9a-f]{{{UID_LENGTH}}}", uid):
+        if not is_uid(uid):
             raise ConfigError(f"{uid!r} is no uid: {UID_LENGTH} hex digits, as in the index")
     run = Directory(url)
     if not (run / SHARDS).exists(MANIFEST_FILE):

@@ -8,7 +8,7 @@ import json
 import sys
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -122,10 +122,15 @@ def check_columns(path: str, layout: Layout, wanted: Sequence[str]) -> None:
         raise ConfigError(f"{path} has the column {twice[0]!r} more than once; rename one of them")
     for name in wanted:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = hint_of(name, names)
             raise ConfigError(f"{path} has no column {name!r}; {hint}it has {', '.join(names)}")
     _check_names(path, layout)
+
+
+def hint_of(name: str, names: Collection[str]) -> str:
+    """Return a question after the name that is most like a missing one; empty if none is."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _check_names(path: str, layout: Layout) -> None:

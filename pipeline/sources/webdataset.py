@@ -8,7 +8,6 @@ a time (a remote tar is streamed once for that).
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -39,7 +38,7 @@ from pipeline.sources.row import (
     is_null,
     split_error,
 )
-from pipeline.sources.tables import Layout, check_columns, expand, file_mark
+from pipeline.sources.tables import Layout, check_columns, expand, file_mark, hint_of
 from pipeline.sources.tar import Member, Sample, open_tar, samples
 
 #: Extensions of images in tars: those of our shards, and webdataset's second name for JPEG.
@@ -159,8 +158,7 @@ class WebdatasetSource:
                     found.update(_read_texts(file, sample)[0])
         for name in named if found else ():
             if name not in found:
-                near = difflib.get_close_matches(name, found, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = hint_of(name, found)
                 raise ConfigError(
                     f"{tar}: no JSON member of its first {_PEEK} samples has {name!r}; {hint}they "
                     f"have {', '.join(sorted(found))}"

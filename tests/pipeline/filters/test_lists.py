@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.config import PipelineConfig
+from pipeline.filters.config import FilterConfig
+from pipeline.filters.lists import with_lists
 from pipeline.run import check
 from pipeline.settings import ConfigError, build
 from pipeline.sources.build import build_source
@@ -23,10 +25,11 @@ def images(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def checked(images: Path, **filters: Any) -> None:
+def checked(images: Path, **filters: Any) -> FilterConfig:
     source = {"kind": "folder", "images": str(images)}
     config = build(PipelineConfig, {"run": "unused", "source": source, "filter": filters})
     check(config, build_source(config.source))
+    return with_lists(config.filter)
 
 
 @pytest.mark.parametrize(
@@ -53,4 +56,5 @@ def test_a_concept_that_could_match_nothing(images: Path) -> None:
 
 def test_entries_that_may_match_pass(images: Path) -> None:
     block = {"uids": [UID], "words": ["shop"], "hosts": ["a.example"], "urls": ["http://b/c"]}
-    checked(images, block=block, balance={"concepts": ["dog"]})
+    found = checked(images, block=block, balance={"concepts": ["dog"]})
+    assert found.block.model_dump() == block
