@@ -111,6 +111,16 @@ def known_values(grids: Sequence[GridConfig]) -> dict[str, list[Scalar]]:
     return known
 
 
+def meant(value: Scalar, known: Sequence[Scalar]) -> Scalar:
+    """Return the known value that `value` is or spells; `value` itself if there is none.
+
+    The level that a grid calls "4" is the number 4, for the sake of curves; both names find it.
+    """
+    if value in known:
+        return value
+    return next((level for level in known if str(level) == value), value)
+
+
 def curves(arms: Iterable[Arm], x: str) -> list[Curve]:
     """Return the curves over the axis `x`; an arm may lie on several of them."""
     lines: dict[Place, list[tuple[Scalar, Arm]]] = {}
@@ -266,6 +276,7 @@ __all__ = [
     "dashed",
     "expand",
     "known_values",
+    "meant",
     "override",
     "slug",
 ]

@@ -21,6 +21,7 @@ from tcjepa.ablate.grids import (
     dashed,
     expand,
     known_values,
+    meant,
     override,
     slug,
 )
@@ -121,7 +122,8 @@ class StudyConfig(Settings):
         known = known_values(self.all_grids)
         for axis, values in self.only.items():
             check_known("only", axis, list(known), "axes")
-            for value in values:
+            self.only[axis] = [meant(value, known[axis]) for value in values]
+            for value in self.only[axis]:
                 check_known(f"only.{axis}", value, known[axis], "values")
         names = [arm.name for arm in expand(self.references, self.all_grids, self.set)]
         for key, name in self.named_arms():

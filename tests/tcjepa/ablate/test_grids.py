@@ -129,6 +129,15 @@ def test_only_narrows_without_renaming(tmp_path: Path) -> None:
     assert [line.name for line in curves(arms_of(some), X)] == ["typos, captions_per_image 1"]
 
 
+def test_only_finds_a_level_by_the_name_the_study_gives_it(tmp_path: Path) -> None:
+    axes = {"factor": {"5": ["a=5"], "0.5": ["a=1"], "none": []}}
+    for spelled, number in (("5", 5), (5, 5), ("0.5", 0.5), (0.5, 0.5), ("none", "none")):
+        made = study(tmp_path, x="factor", axes=axes, only={"factor": [spelled]})
+        assert [arm.values for arm in arms_of(made) if arm.values] == [(("factor", number),)]
+    with pytest.raises(ConfigError, match="only.factor: '50' is unknown; .*values: 5; 0.5; none"):
+        study(tmp_path, x="factor", axes=axes, only={"factor": ["50"]})
+
+
 def test_recovery_defaults_to_the_grid_of_the_noisy_arm(tmp_path: Path) -> None:
     levels = {"none": [], "filter": ["data.min_caption_quality=0.5"], "more": ["a=1"]}
     grids = [
