@@ -186,6 +186,12 @@ class CaptionFilterConfig(Settings):
         description="of an image's captions whose sets of word pairs have this Jaccard "
         "similarity the first is kept; null keeps all that differ in a letter or digit (ours)",
     )
+    max_per_image: int | None = Field(
+        default=64,
+        ge=1,
+        description="alt texts kept of an image, at most, its own row's first; null keeps those of "
+        "all its copies, and a logo has thousands (ours)",
+    )
     repeats: RepeatConfig = RepeatConfig()
 
     @model_validator(mode="after")

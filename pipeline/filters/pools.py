@@ -19,6 +19,7 @@ Codes = npt.NDArray[np.uint8]
 #: What a code of `Pools.code` stands for, counted from 1; 0 is kept.
 REASONS = [*CAPTION_REASONS, *POOL_REASONS]
 _DUPLICATE = REASONS.index("duplicate_text") + 1
+_BEYOND = REASONS.index("too_many_captions") + 1
 _DROPPED = REASONS.index("image_dropped") + 1
 
 
@@ -26,8 +27,8 @@ _DROPPED = REASONS.index("image_dropped") + 1
 class Pools:
     """All alt texts of a run: the row each belongs to (m,), the row that leads it (m,), its code.
 
-    Made with the codes of the captions' own verdicts; `drop_with_images` and `drop_repeats` add
-    what the group says.
+    Made with the codes of the captions' own verdicts; the `drop_…` methods add what the group
+    says.
     """
 
     owner: Rows
@@ -46,6 +47,15 @@ class Pools:
         alive = np.flatnonzero(self.code == 0)
         per_lead = np.bincount(self.lead[alive], minlength=rows)
         return self.ordered(alive[per_lead[self.lead[alive]] > 1])
+
+    def drop_beyond(self, limit: int, rows: int) -> None:
+        """Mark what a group has left after its first `limit` captions, in pool order."""
+        alive = np.flatnonzero(self.code == 0)
+        per_lead = np.bincount(self.lead[alive], minlength=rows)
+        crowded = self.ordered(alive[per_lead[self.lead[alive]] > limit])
+        _, starts, counts = np.unique(self.lead[crowded], return_index=True, return_counts=True)
+        place = np.arange(len(crowded)) - np.repeat(starts, counts)
+        self.code[crowded[place >= limit]] = _BEYOND
 
     def ordered(self, captions: Rows) -> Rows:
         """Return some captions in pool order."""

@@ -28,6 +28,7 @@ _OFF: Final[dict[str, Any]] = {
         "max_repetition": None,
         "max_keyword_share": None,
         "pool_similarity": None,
+        "max_per_image": None,
         "drop_bad_encoding": False,
         "drop_filenames": False,
         "drop_urls": False,

@@ -58,6 +58,7 @@ SELECTION_REASONS: Final = {
 #: Reasons that `select` and `choose` give to captions which pass by themselves.
 POOL_REASONS: Final = {
     "duplicate_text": "the image has this caption, or nearly, already",
+    "too_many_captions": "the image has as many alt texts as are kept (`max_per_image`)",
     "image_dropped": "the caption's image is dropped",
 }
 

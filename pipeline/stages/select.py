@@ -223,6 +223,8 @@ def _pool(corpus: _Corpus, exact: Rows, pooled_by: Rows, config: FilterConfig) -
             made = _signatures(corpus, wanted)[place]
             label = near_captions(made, rules.pool_similarity, pools.lead[shared])
         pools.drop_repeats(shared, label)
+    if rules.max_per_image is not None:
+        pools.drop_beyond(rules.max_per_image, len(pooled_by))
     return pools
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.filters.config import FilterConfig
@@ -58,7 +58,7 @@ def group_rows(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def reference(
-    rows: list[Row], *, drop_image: bool, limit: float, blocked: bool
+    rows: list[Row], *, drop_image: bool, limit: float, blocked: bool, most: float
 ) -> list[dict[str, Any]]:
     """Judge the fetched rows one by one; `blocked` drops stars and green squares."""
     own = dict(TEXTS)
@@ -80,15 +80,19 @@ def reference(
         if verdict["reason"] is not None:
             continue
         pool: list[str] = []
+        said: set[str] = set()
         group = [j for j in range(len(rows)) if judged[j]["lead"] == i]
         for j in sorted(group, key=lambda j: (j != i, j)):
             for place, text in enumerate(rows[j].captions):
                 if caption_reasons[j][place] is not None:
                     continue
-                if text in pool:
+                if text in said:
                     caption_reasons[j][place] = "duplicate_text"
+                elif len(pool) >= most:
+                    caption_reasons[j][place] = "too_many_captions"
                 else:
                     pool.append(text)
+                said.add(text)
         verdict["captions"] = pool
         if drop_image and not pool:
             verdict["reason"] = "no_good_caption"
@@ -114,28 +118,41 @@ ROW = st.builds(
 )
 
 
+#: Of four captions of one image two are kept: the third is one too many, the fourth a repeat.
+CROWDED = [
+    [Row("A", ("a red star", "two green squares", "a blue ring"))],
+    [Row("A", ("a red star",))],
+]
+
+
 @settings(max_examples=80, deadline=None)
+@example(parts=CROWDED, drop_image=False, limit=None, rules=(None, [], 2))
+@example(parts=CROWDED, drop_image=True, limit=None, rules=(0.8, [], 1))
 @given(
     parts=st.lists(st.lists(ROW, max_size=6), min_size=1, max_size=3),
     drop_image=st.booleans(),
     limit=st.sampled_from([1, 2, None]),
-    rules=st.tuples(st.sampled_from([None, 0.8]), st.sampled_from([[], ["star", "GREEN squares"]])),
+    rules=st.tuples(
+        st.sampled_from([None, 0.8]),
+        st.sampled_from([[], ["star", "GREEN squares"]]),
+        st.sampled_from([None, 1, 2]),
+    ),
 )
 def test_select_is_the_plain_reference(
     tmp_path_factory: pytest.TempPathFactory,
     parts: list[list[Row]],
     drop_image: bool,
     limit: int | None,
-    rules: tuple[float | None, list[str]],
+    rules: tuple[float | None, list[str], int | None],
 ) -> None:
-    similarity, blocked = rules
+    similarity, blocked, most = rules
     run = Directory(tmp_path_factory.getbasetemp() / "select")
     repeats = {"max_repeats": limit, "min_repeats": limit or 1}
     config = build(
         FilterConfig,
         {
             "on_bad_caption": "drop_image" if drop_image else "drop_caption",
-            "caption": {"repeats": repeats, "pool_similarity": similarity},
+            "caption": {"repeats": repeats, "pool_similarity": similarity, "max_per_image": most},
             "block": {"words": blocked},
         },
     )
@@ -145,7 +162,11 @@ def test_select_is_the_plain_reference(
         n for n, row in enumerate(row for part in parts for row in part) if row.image != FAILED
     ]
     expected = reference(
-        fetched, drop_image=drop_image, limit=limit or float("inf"), blocked=bool(blocked)
+        fetched,
+        drop_image=drop_image,
+        limit=limit or float("inf"),
+        blocked=bool(blocked),
+        most=most or float("inf"),
     )
     assert [row.pop("row") for row in found] == numbers
     assert found == expected

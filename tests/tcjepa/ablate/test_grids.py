@@ -134,7 +134,7 @@ def test_only_finds_a_level_by_the_name_the_study_gives_it(tmp_path: Path) -> No
     for spelled, number in (("5", 5), (5, 5), ("0.5", 0.5), (0.5, 0.5), ("none", "none")):
         made = study(tmp_path, x="factor", axes=axes, only={"factor": [spelled]})
         assert [arm.values for arm in arms_of(made) if arm.values] == [(("factor", number),)]
-    with pytest.raises(ConfigError, match="only.factor: '50' is unknown; .*values: 5; 0.5; none"):
+    with pytest.raises(ConfigError, match=r"only.factor: '50' is unknown; .*values: 5; 0.5; none"):
         study(tmp_path, x="factor", axes=axes, only={"factor": ["50"]})
 
 
