@@ -4,7 +4,7 @@ A reference is `FILE#PATH FORMAT`. FILE is a JSON file in docs/results. PATH goe
 steps parted by "/": a key, an item's number in a list, or its `name`, `arm` or `curve`. Two
 references joined by `over` or `minus` give the ratio or difference of two values.
 
-FORMAT is Python's (`.1f`, `,d`, `.0%`, `+.2f`; `s` for text), or
+FORMAT is Python's (`.1f`, `,d`, `.0%`, `+.2f`, `z.1f` without a minus before 0; `s` for text), or
 
     .1p      a share in percent without the sign: 0.526 -> 52.6
     min      seconds as minutes: 394 -> 6 min 34 s
@@ -166,8 +166,13 @@ def _one(value: Any, form: str) -> str:
         minutes, seconds = divmod(round(value), 60)
         return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
     if form.endswith("p"):
-        return f"{100 * value:{form[:-1]}f}"
-    return f"{value:{form}}"
+        return _with_minus(f"{100 * value:{form[:-1]}f}")
+    return _with_minus(f"{value:{form}}") if _is_number(value) else f"{value:{form}}"
+
+
+def _with_minus(number: str) -> str:
+    """Return a number with a real minus sign, as the tables of studies have it."""
+    return number.replace("-", "−")
 
 
 def _range(value: Any) -> tuple[float, float]:
