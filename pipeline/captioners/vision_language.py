@@ -83,6 +83,12 @@ class VisionLanguageModel:
                 f"({_first_line(error)}); give a hub name this machine can reach, or a folder "
                 "written by save_pretrained of the model and its processor"
             ) from error
+        except ImportError as error:
+            # Which packages a processor needs is known only to itself, once it is made.
+            raise ConfigError(
+                f"captioner.model: {name} needs a package that is not installed here "
+                f"({_first_line(error)}); pip install it on every machine that has workers"
+            ) from error
         self.name = name
         # The tokenizer, in Rust, refuses two threads at once.
         self._processing = threading.Lock()

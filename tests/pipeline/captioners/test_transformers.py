@@ -210,3 +210,25 @@ def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     )
     with pytest.raises(ConfigError, match="pip install torch transformers"):
         TransformersCaptioner(config_for(Path("some/model")))
+
+
+def test_a_package_that_a_processor_lacks_is_named(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def from_pretrained(name: str, **arguments: Any) -> Any:
+        raise ImportError(
+            "Package `num2words` is required. Install it with `pip install num2words`."
+        )
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", from_pretrained)
+    captioner = TransformersCaptioner(config_for(folders["llava"], dtype="bf16"))
+    with pytest.raises(ConfigError, match=r"llava needs a package .*pip install num2words"):
+        captioner.caption(requests_for(1))
+
+
+def test_smolvlms_processor_can_be_made() -> None:
+    transformers.SmolVLMProcessor(
+        transformers.SmolVLMImageProcessor(),
+        tiny.tokenizer(),
+        transformers.SmolVLMVideoProcessor(),
+    )
