@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.gpus import VARIABLE, groups, visible
 from pipeline.settings import ConfigError, Settings
@@ -53,12 +53,12 @@ class ClusterConfig(Settings):
         {},
         description="resources each embedded or SLURM worker offers, such as {GPU: 1}; where the "
         "embedded cluster's machine has GPUs, only as many workers offer GPU as it has, and each "
-        "sees its own alone",
+        "sees its own alone; so it is with the workers of a SLURM job",
     )
     address: str | None = Field(
         None,
         description="an existing scheduler, tcp://host:port or tls://host:port; its workers need "
-        "this package and one thread each (`dask worker ADDRESS --nthreads 1`)",
+        "this package and one thread each (`dask worker ADDRESS --nthreads 1 --memory-limit 0`)",
     )
     slurm: dict[str, Any] | None = Field(
         None,
@@ -68,10 +68,28 @@ class ClusterConfig(Settings):
     adaptive: AdaptiveConfig | None = Field(
         None, description="start and end SLURM jobs as work comes and goes; null: always `jobs`"
     )
+    memory_limit: str | None = Field(
+        None,
+        description="of each embedded or SLURM worker, such as 16GB; one that exceeds it is killed "
+        "and its task fails. null: none, since Dask's equal shares of the machine's memory are "
+        "less than a captioner's weights or the stages of the whole run take",
+    )
     dashboard: str | None = Field(
         "127.0.0.1:0", description="address of the Dask dashboard; port 0 picks one; null: none"
     )
     retries: int = Field(1, ge=0, description="further tries of a failed task")
+
+    @field_validator("memory_limit")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        from dask.utils import parse_bytes
+
+        try:
+            if value is not None and parse_bytes(value) <= 0:
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"{value!r} is no size; write it as 16GB or 15GiB") from None
+        return value
 
     @model_validator(mode="after")
     def _one_cluster(self) -> ClusterConfig:
@@ -81,6 +99,11 @@ class ClusterConfig(Settings):
             raise ValueError("adaptive starts and ends SLURM jobs; set slurm, or leave it out")
         if self.adaptive and self.slurm is not None and "jobs" in self.slurm:
             raise ValueError("slurm.jobs is a fixed number and adaptive a range; set one of them")
+        if self.address and self.memory_limit:
+            raise ValueError(
+                "memory_limit: workers at `address` are started elsewhere; give it to them there "
+                "(dask worker --memory-limit 16GB)"
+            )
         if self.address and self.worker_resources:
             raise ValueError(
                 "worker_resources: workers at `address` are started elsewhere; give it to them "
@@ -164,6 +187,7 @@ def _local_cluster(config: ClusterConfig) -> Any:
         LocalCluster,
         n_workers=config.workers or os.cpu_count() or 1,
         threads_per_worker=1,
+        memory_limit=config.memory_limit or 0,
         processes=True,
         host="127.0.0.1",
         # The scheduler always serves a health page; without a dashboard on any port.
@@ -218,10 +242,11 @@ def slurm_cluster(config: ClusterConfig) -> Any:
         raise ConfigError(f"cluster.slurm.jobs: got {jobs!r}; it must be a whole number from 1 on")
     # One thread per worker process, whatever cores a job has; see `connect`.
     arguments["processes"] = arguments.get("processes", arguments.get("cores", 1))
+    extra = ["--memory-limit", config.memory_limit or "0"]  # the job's own limit holds in any case
     if config.worker_resources:
         offered = " ".join(f"{name}={count:g}" for name, count in config.worker_resources.items())
-        extra = list(arguments.get("worker_extra_args", []))
-        arguments["worker_extra_args"] = [*extra, "--resources", f'"{offered}"']
+        extra += ["--resources", f'"{offered}"', "--preload", "pipeline.workers"]
+    arguments["worker_extra_args"] = [*extra, *arguments.get("worker_extra_args", [])]
     scheduler = {
         "dashboard_address": config.dashboard or ":0",
         **arguments.pop("scheduler_options", {}),

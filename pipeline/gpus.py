@@ -5,13 +5,20 @@ A GPU is named as `CUDA_VISIBLE_DEVICES` names it: by number or UUID.
 
 from __future__ import annotations
 
+import fcntl
+import math
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+#: What this process claimed, and the locked file that says so for as long as the process lives.
+_claimed: dict[str, IO[Any]] = {}
 
 
 def visible() -> list[str]:
@@ -38,4 +45,33 @@ def groups(gpus: Sequence[str], size: int) -> list[str]:
     return [",".join(gpus[start : start + size]) for start in range(0, whole, size)]
 
 
-__all__ = ["VARIABLE", "groups", "least_used", "visible"]
+def claim(each: float) -> str | None:
+    """Return this process's own GPUs of the visible ones, as `VARIABLE` has them; None if it
+    comes too late.
+
+    `each` is how many a process has; of half a GPU each, two processes share one. Processes of a
+    user on a machine, or in a SLURM job, where numbers count from 0 anew, are told apart by file
+    locks, which end with the process: whoever starts in its place has its GPUs. "" where no GPU
+    is visible; a second call returns what the first did.
+    """
+    gpus = visible()
+    if not gpus or _claimed:
+        return next(iter(_claimed), "")
+    scope = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', 'host')}"
+    sharers = max(1, math.floor(1 / each))
+    for turn in range(sharers):
+        for group in groups(gpus, math.ceil(each)):
+            safe = "".join(c if c.isalnum() else "-" for c in group)
+            path = Path(tempfile.gettempdir()) / f"tcjepa-gpu-{scope}-{safe}-{turn}.lock"
+            file = path.open("w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                continue
+            _claimed[group] = file
+            return group
+    return None
+
+
+__all__ = ["VARIABLE", "claim", "groups", "least_used", "visible"]

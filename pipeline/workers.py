@@ -1,4 +1,4 @@
-"""What a worker must be for a run: this very code, the same Python, one thread.
+"""What a worker must be for a run: this very code, the same Python, one thread, its own GPUs.
 
 A worker started elsewhere may hold another version, and would write other bytes than its
 neighbours, or lack the package and swallow task after task. Such a worker is named before work
@@ -8,16 +8,14 @@ starts if it is there, and turned away if it joins later.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import platform
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.gpus import VARIABLE, groups, visible
+from pipeline.gpus import VARIABLE, claim
 from pipeline.settings import ConfigError
 
 _PLUGIN = "pipeline-worker-check"
@@ -80,21 +78,41 @@ def _fault_finder(code: str, python: tuple[str, ...]) -> Callable[..., str | Non
                 "the run's there and restart the worker"
             )
         threads = dask_worker.state.nthreads
-        return f"{where} has {threads} threads; start it with --nthreads 1" if threads > 1 else None
+        if threads > 1:
+            return f"{where} has {threads} threads; start it with --nthreads 1"
+        from pipeline.workers import settle
+
+        offered = dask_worker.state.total_resources.get("GPU", 0)
+        if not settle(offered):
+            return (
+                f"{where} offers GPU={offered:g}, and other workers there have all GPUs that it "
+                "sees; start it with --preload pipeline.workers, and it offers what is left"
+            )
+        return None
 
     return fault
 
 
-def settle(name: str, resources: Mapping[str, float]) -> None:
-    """Leave a worker that offers GPUs its own of a job's: the workers of a job share its variable.
+def settle(offered: float) -> bool:
+    """Leave a worker that offers GPUs its own of those it sees; return False if none are left.
 
-    `dask worker --nworkers N` ends their names in -0, -1, …; called before anything uses CUDA.
+    The workers of a machine or job share one variable. Called before anything uses CUDA.
     """
-    count, own = math.ceil(resources.get("GPU", 0)), re.search(r"-(\d+)$", name)
-    gpus = visible()
-    if count and own and len(gpus) > count:
-        shares = groups(gpus, count)
-        os.environ[VARIABLE] = shares[int(own.group(1)) % len(shares)]
+    own = claim(offered) if offered else ""
+    if own:
+        os.environ[VARIABLE] = own
+    return own is not None
+
+
+def dask_setup(worker: Any) -> None:
+    """Settle a worker before it joins (`dask worker --preload pipeline.workers`).
+
+    One that finds all GPUs taken joins as a worker without: a job has more cores than GPUs.
+    """
+    if not settle(worker.state.total_resources.get("GPU", 0)):
+        os.environ[VARIABLE] = ""
+        for resources in (worker.state.total_resources, worker.state.available_resources):
+            del resources["GPU"]
 
 
 def _doorkeeper(fault: Callable[..., str | None]) -> Any:
@@ -106,8 +124,5 @@ def _doorkeeper(fault: Callable[..., str | None]) -> Any:
             if found is not None:
                 await worker.close(nanny=True, reason=found)
                 raise RuntimeError(found)
-            from pipeline.workers import settle  # here: the class travels by value
-
-            settle(str(worker.name), worker.state.total_resources)
 
     return Doorkeeper()

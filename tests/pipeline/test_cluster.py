@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from distributed import Client
 
 from pipeline.cluster import ClusterConfig, check_resources, connect, slurm_cluster
 from pipeline.settings import ConfigError, build
-from pipeline.workers import code_digest, settle
+from pipeline.workers import code_digest
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,6 +164,8 @@ def test_no_scheduler_is_a_named_error() -> None:
         ({"slurm": {"jobs": 2}, "adaptive": {"maximum": 2}}, "set one of them"),
         ({"slurm": {}, "adaptive": {"minimum": 3, "maximum": 2}}, "minimum .3. exceeds maximum"),
         ({"address": "tcp://h:1", "worker_resources": {"GPU": 1}}, "dask worker --resources"),
+        ({"address": "tcp://h:1", "memory_limit": "16GB"}, "dask worker --memory-limit 16GB"),
+        ({"memory_limit": "much"}, "memory_limit.*'much' is no size; write it as 16GB"),
     ],
 )
 def test_impossible_combinations(options: dict[str, Any], message: str) -> None:
@@ -197,6 +200,9 @@ def test_the_embedded_cluster_offers_what_it_is_told() -> None:
         (worker,) = workers_of(client).values()
         assert worker["resources"] == {"GPU": 2}
         assert worker["nthreads"] == 1
+        assert worker["memory_limit"] == 0
+    with connect(config(workers=1, memory_limit="3GB", dashboard=None), None) as client:
+        assert [worker["memory_limit"] for worker in workers_of(client).values()] == [3 * 10**9]
 
 
 @pytest.mark.parametrize(
@@ -242,33 +248,73 @@ def test_a_worker_that_is_to_offer_more_gpus_than_there_are(
         pass
 
 
+@pytest.fixture
+def with_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a way to have workers see GPUs, which only those of this test claim."""
+
+    def see(visible: str) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    return see
+
+
+def seen(client: Any) -> dict[str, tuple[str, float]]:
+    """Return what each worker, by address, sees of the GPUs and offers."""
+    variable = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+    return {
+        address: (variable[address], worker["resources"].get("GPU", 0))
+        for address, worker in workers_of(client).items()
+    }
+
+
 @pytest.mark.parametrize(
-    ("name", "offered", "expected"),
+    ("visible", "each", "expected"),
     [
-        ("SLURMCluster-0-3", {"GPU": 1}, "3"),
-        ("SLURMCluster-2-1", {"GPU": 2}, "2,3"),
-        ("SLURMCluster-0-9", {"GPU": 1}, "1"),
-        ("SLURMCluster-0-3", {}, "0,1,2,3"),
-        ("alone", {"GPU": 1}, "0,1,2,3"),
+        ("4,6", 1, [("", 0), ("4", 1), ("6", 1)]),
+        ("0,1,2,3,4", 2, [("", 0), ("0,1", 2), ("2,3", 2)]),
+        ("7,8", 0.5, [("7", 0.5), ("7", 0.5), ("8", 0.5)]),
     ],
 )
-def test_workers_of_a_job_share_its_gpus_out(
-    name: str, offered: dict[str, float], expected: str, monkeypatch: pytest.MonkeyPatch
+def test_workers_that_share_a_variable_share_the_gpus_out(
+    visible: str,
+    each: float,
+    expected: list[tuple[str, float]],
+    processes: Processes,
+    with_gpus: Callable[[str], None],
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    settle(name, offered)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
-
-
-def test_workers_that_join_are_settled(
-    processes: Processes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    processes.worker("--name", "job-1", "--resources", "GPU=1")
+    """Whatever they are called; a GPU of one that was killed is free again."""
+    with_gpus(visible)
+    options = ("--resources", f"GPU={each:g}", "--preload", "pipeline.workers")
+    started = [processes.worker(*options, path=ROOT) for _ in range(3)]
     with connect(config(address=processes.address), None) as client:
-        wait_until(lambda: len(workers_of(client)) == 1)
-        seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
-        assert list(seen.values()) == ["6"]
+        wait_until(lambda: len(workers_of(client)) == 3)
+        assert sorted(seen(client).values()) == expected
+        started[0].kill()
+        wait_until(lambda: len(workers_of(client)) == 2)
+        left = sorted(seen(client).values())
+        processes.worker(*options, path=ROOT)
+        wait_until(lambda: len(workers_of(client)) == 3)
+        (missing,) = Counter(expected) - Counter(left)
+        took = Counter(seen(client).values()) - Counter(left)
+        assert list(took) == [missing]
+
+
+def test_a_worker_that_offers_a_gpu_which_another_has_is_refused(
+    processes: Processes, with_gpus: Callable[[str], None]
+) -> None:
+    with_gpus("4,6")
+    for _ in range(2):
+        processes.worker("--resources", "GPU=1")
+    with connect(config(address=processes.address), None) as client:
+        wait_until(lambda: len(workers_of(client)) == 2)
+        assert sorted(seen(client).values()) == [("4", 1), ("6", 1)]
+        third = processes.worker("--resources", "GPU=1")
+        assert third.wait(60) is not None
+        assert "offers GPU=1, and other workers there have all GPUs" in processes.log(third)
+    # Another run on the same workers finds each with the GPU it has.
+    with connect(config(address=processes.address), None) as client:
+        assert sorted(seen(client).values()) == [("4", 1), ("6", 1)]
 
 
 SLURM = {"queue": "gpu", "account": "lab", "cores": 8, "memory": "64GB", "walltime": "04:00:00"}
@@ -290,8 +336,15 @@ def test_the_job_script_of_slurm() -> None:
         assert f"#SBATCH {line}" in lines
     command = next(line for line in lines if "dask_worker" in line)
     assert command.startswith(sys.executable)
-    for option in ("--nthreads 1", "--nworkers 8", '--resources "GPU=1"'):
+    for option in (
+        "--nthreads 1",
+        "--nworkers 8",
+        '--resources "GPU=1"',
+        "--preload pipeline.workers",
+    ):
         assert option in command
+    # dask-jobqueue writes a share of the job's memory; of two limits the last one counts.
+    assert command.rindex("--memory-limit 0") > command.index("--memory-limit")
 
 
 @pytest.mark.parametrize(
