@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.captioners.answers import Answers
+from pipeline.captioners.loaded import load_model
 from pipeline.captioners.request import CaptionRequest
 from pipeline.captioners.transformers import TransformersCaptioner, TransformersConfig
-from pipeline.captioners.vision_language import load_model
 from pipeline.timing import Bench, Case, measure
 
 _BASELINE = "generate alone, inputs laid out"

@@ -17,13 +17,14 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.captioners.answers import Answer, Answers
+from pipeline.captioners.device_errors import out_of_memory, release_memory
+from pipeline.captioners.loaded import drop_other_models, load_model
 from pipeline.captioners.prompted import Failures, PromptedCaptioner, PromptedConfig
 from pipeline.captioners.request import CaptionRequest
 from pipeline.captioners.vision_language import (
     Decoding,
     ImageBatch,
     VisionLanguageModel,
-    load_model,
 )
 from pipeline.settings import PACE, ConfigError
 
@@ -128,7 +129,8 @@ class TransformersCaptioner(PromptedCaptioner):
 
     Creating one is cheap and checks what can be checked without loading: it raises `ConfigError`
     if torch, transformers or Pillow is missing, or if `model` names a folder that is not there.
-    Weights are loaded at the first `caption`, once per process, and only the config is pickled.
+    Weights are loaded at the first `caption`, once per process (see `hold_models`), and only the
+    config is pickled.
 
     `caption` raises `ConfigError` if the model cannot be loaded or takes no prompt, and the
     model's own error if it fails on every one of several images and never answered for any other
@@ -209,8 +211,12 @@ class TransformersCaptioner(PromptedCaptioner):
             except ConfigError:
                 raise
             except Exception as error:
-                memory = _out_of_memory(error)
-                if count == 1:
+                memory = out_of_memory(error)
+                if count == 1 and memory and drop_other_models(run.model):
+                    # Models of other captioners were in the way of this one: it starts over.
+                    run.size = self.config.batch_size
+                    waiting = [piece, *waiting]
+                elif count == 1:
                     _record(run, piece, "out_of_memory" if memory else "model_failed", error)
                 elif memory:
                     # Memory is short for the rest of the call too.
@@ -225,7 +231,7 @@ class TransformersCaptioner(PromptedCaptioner):
                 continue
             # Not while the error is handled: its traceback holds on to the memory.
             if memory:
-                _release_memory()
+                release_memory()
 
     def _write(self, run: _Run, piece: _Asked) -> list[Answer]:
         inputs = run.model.prepare(piece.batch) if piece.inputs is None else piece.inputs
@@ -290,22 +296,6 @@ def check(config: TransformersConfig) -> None:
             f"captioner.model: folder {name} has no config.json; save the model and its processor "
             "there with save_pretrained"
         )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
-
-
-def _release_memory() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _decode(data: bytes) -> Any | None:

@@ -7,8 +7,6 @@ models whose processor takes text without one (BLIP, GIT) continue it; encoder-d
 
 from __future__ import annotations
 
-import functools
-import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,9 +17,6 @@ from pipeline.settings import ConfigError
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger(__name__)
-_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -44,22 +39,6 @@ class Decoding:
     num_beams: int
     length_penalty: float
     repetition_penalty: float
-
-
-def load_model(
-    name: str, dtype: str, device: str, revision: str | None = None
-) -> VisionLanguageModel:
-    """Return the model of this process, loading it if it is not the one loaded last.
-
-    Raises `ConfigError` if `name` is not to be had or is no image-to-text model.
-    """
-    with _LOADING:
-        return _load(name, dtype, device, revision)
-
-
-@functools.lru_cache(maxsize=1)
-def _load(name: str, dtype: str, device: str, revision: str | None) -> VisionLanguageModel:
-    return VisionLanguageModel(name, dtype, device, revision)
 
 
 class VisionLanguageModel:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from pipeline.captioners.annotations import AnnotationsConfig
 from pipeline.captioners.answers import ANSWERS, Answers
+from pipeline.captioners.loaded import hold_models
 from pipeline.captioners.openai import OpenAIConfig
 from pipeline.captioners.request import Captioner, CaptionRequest, CaptionResult
 from pipeline.captioners.transformers import TransformersConfig
@@ -101,7 +102,7 @@ def check(config: RecaptionConfig) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _held(kind: type[Settings], settings: str) -> Captioner:
-    """Return a captioner that stays in its worker process: a model is loaded once."""
+    """Return a captioner that stays in its worker process; see `hold_models` for its model."""
     return build_captioner(kind.model_validate_json(settings))  # type: ignore[arg-type]
 
 
@@ -124,6 +125,7 @@ def recaption(task: Task, part: str, config: RecaptionConfig, filters: FilterCon
     runs again with other filters, prompts or limits, asks only for what it does not know.
     """
     wanted = _wanted(task, part, filters)
+    hold_models(sum(isinstance(c, TransformersConfig) for c in config.captioners))
     captioners = [_held(type(c), c.model_dump_json()) for c in config.captioners]
     results: list[list[CaptionResult]] = []
     figures: defaultdict[str, float] = defaultdict(float)

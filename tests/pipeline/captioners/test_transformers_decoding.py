@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 
 from pipeline.captioners.answers import Answer
+from pipeline.captioners.loaded import hold_models, load_model
 from pipeline.captioners.request import CaptionRequest, CaptionResult
 from pipeline.captioners.sampling import RowSampler
 from pipeline.captioners.transformers import TransformersCaptioner
-from pipeline.captioners.vision_language import ImageBatch, load_model
+from pipeline.captioners.vision_language import ImageBatch
 from tests.pipeline.captioners import tiny_models as tiny
 from tests.pipeline.captioners.tiny_captioners import PROMPTS, config_for, requests_for, stubbed
 
@@ -154,3 +156,22 @@ def test_memory_errors_halve_the_batch(
     results = captioner.caption(requests_for(4))
     assert sizes[:3] == [4, 2, 1]
     assert [result.error for result in results] == [None, None, "out_of_memory", None]
+
+
+def test_models_of_other_captioners_go_before_an_image_is_given_up(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold_models(2)
+    others = [load_model(str(folders["blip"]), "auto", "cpu")]
+    there = weakref.ref(others.pop())
+
+    def answer(batch: Any) -> list[Answer]:
+        if there() is not None:
+            raise torch.OutOfMemoryError("out of memory")
+        return [Answer("A red dog runs on the grass.", True)] * len(batch.pictures)
+
+    captioner, sizes = stubbed(monkeypatch, folders["llava"], answer)
+    results = captioner.caption(requests_for(8))
+    hold_models(1)
+    assert [result.error for result in results] == [None] * 8
+    assert sizes == [4, 2, 1, 1, 1, 2, 4, 4, 4]

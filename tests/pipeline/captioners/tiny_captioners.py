@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.captioners.loaded import load_model
 from pipeline.captioners.request import CaptionRequest
 from pipeline.captioners.transformers import TransformersCaptioner, TransformersConfig
-from pipeline.captioners.vision_language import load_model
 from pipeline.settings import build
 from tests.pipeline.captioners import tiny_models as tiny
 

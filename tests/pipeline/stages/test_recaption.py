@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.captioners import loaded
 from pipeline.filters.config import FilterConfig, ImageFilterConfig
 from pipeline.part import cut
 from pipeline.settings import ConfigError, build, effective, to_yaml
@@ -314,6 +315,29 @@ def test_a_model_is_not_run_again_for_images_it_has_captioned(
     assert (figures["transformers_answers"], figures["transformers_reused"]) == (20, 28)
     after = {row["uid"]: row["captions"] for row in rows_of(many)}
     assert len(after) == 24 and before.items() <= after.items()
+
+
+def test_captioners_of_a_run_load_their_models_once_over_its_parts(
+    run: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folders = [tiny.save_blip(tmp_path / "blip"), tiny.save_llava(tmp_path / "llava")]
+    names, whole = [], loaded.VisionLanguageModel
+
+    def load(name: str, *settings: Any) -> Any:
+        names.append(Path(name).name)
+        return whole(name, *settings)
+
+    monkeypatch.setattr(loaded, "VisionLanguageModel", load)
+    for words in ("a dog", "a cat", "a bird"):  # of another prompt each, as parts of other images
+        captioners = [
+            {"kind": "transformers", "name": folder.name, "model": str(folder), "device": "cpu",
+             "max_new_tokens": 1, "prompts": {"short": words}}
+            for folder in folders
+        ]  # fmt: skip
+        report = report_of(run, {"captioners": captioners})
+        assert report.figures["blip_answers"] == report.figures["llava_answers"] == 2
+    assert names == ["blip", "llava"]
 
 
 def test_images_are_read_only_for_captioners_that_look(many: Directory, server: Any) -> None:
