@@ -76,6 +76,7 @@ class DualEncoder:
                 "text tower; give a CLIP-like model such as openai/clip-vit-base-patch32"
             )
         self.model = model.eval().to(self.device)
+        self._lowers = _reads_lowercase(model.config.model_type, self.processor)
         self._length = int(model.config.text_config.max_position_embeddings)
         self.width = int(self.texts(["a"]).shape[1])
 
@@ -117,7 +118,7 @@ class DualEncoder:
 
     def _run_texts(self, texts: Sequence[str]) -> Floats:
         inputs = self.processor(
-            text=list(texts),
+            text=[text.lower() for text in texts] if self._lowers else list(texts),
             padding="max_length",
             truncation=True,
             max_length=self._length,
@@ -139,6 +140,16 @@ class DualEncoder:
             vectors = torch.nn.functional.normalize(vectors.float(), dim=-1)
         found: Floats = vectors.cpu().numpy()
         return found
+
+
+def _reads_lowercase(model_type: str, processor: Any) -> bool:
+    """Return whether a model was trained on lowercased text and its tokenizer leaves case alone.
+
+    So are SigLIP 2's checkpoints of fixed resolution, which come as a SigLIP with the tokenizer of
+    Gemma (transformers' documentation of SigLIP 2). Tokenizers of SigLIP's own lowercase.
+    """
+    tokenizer = getattr(processor, "tokenizer", None)
+    return model_type in ("siglip", "siglip2") and "Gemma" in type(tokenizer).__name__
 
 
 def _decode(data: bytes) -> Any | None:

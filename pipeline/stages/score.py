@@ -29,7 +29,7 @@ from pipeline.stages.captioned import CAPTION, Captioned, captioned
 from pipeline.stages.fit import fit, fit_settings, read_model, read_references
 from pipeline.stages.task import StageReport, Task
 
-VERSION = 4
+VERSION = 5
 
 #: The scores of a caption, and beside them the raw `cosine` of `alignment: clip` (null for others):
 #: thresholds that users know are cosines.

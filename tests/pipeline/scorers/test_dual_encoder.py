@@ -91,6 +91,16 @@ def test_the_batch_size_changes_nothing(folder: Path) -> None:
     np.testing.assert_allclose(whole.texts(TEXTS)[1], whole.texts(["a cat"])[0], atol=1e-5)
 
 
+def test_siglip_2_reads_lowercase_whatever_its_tokenizer_does(folder: Path, tmp_path: Path) -> None:
+    texts = ["A Red Dog", "a red dog", "A RED CAT"]
+    upper, lower, other = encoder(tiny.save_siglip(tmp_path, tiny.gemma_tokenizer())).texts(texts)
+    np.testing.assert_array_equal(upper, lower)
+    assert np.abs(upper - other).max() > 0.01
+    # Those that read capitals are given them.
+    upper, lower, _ = encoder(folder).texts(texts)
+    assert np.abs(upper - lower).max() > 0.01
+
+
 def test_what_is_no_image_is_marked(folder: Path) -> None:
     vectors, sound = encoder(folder).images([b"", tiny.picture(0), b"no image"])
     assert sound.tolist() == [False, True, False]

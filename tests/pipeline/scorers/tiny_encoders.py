@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    GemmaTokenizer,
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessor,
@@ -88,9 +91,16 @@ def save_clip(folder: Path) -> Path:
     return folder
 
 
-def save_siglip(folder: Path) -> Path:
+def gemma_tokenizer() -> GemmaTokenizer:
+    """Return a tokenizer of letters, which tells capitals from others."""
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *string.ascii_letters]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return GemmaTokenizer(vocab=vocabulary, merges=[], padding_side="right")
+
+
+def save_siglip(folder: Path, words: Any = None) -> Path:
     """Save a SigLIP: no attention mask, the last of the padded tokens is pooled."""
-    words = tokenizer()
+    words = words or tokenizer()
     words.model_input_names = ["input_ids"]
     text = {
         **TINY, "vocab_size": len(words), "max_position_embeddings": LENGTH,
