@@ -26,6 +26,7 @@ import webdataset
 
 from pipeline.lock import locked
 from pipeline.schema import uid_of
+from pipeline.stages.images import read_images
 from pipeline.storage import Directory
 
 pytest.importorskip("s3fs")
@@ -244,3 +245,34 @@ def test_a_second_run_in_one_place_on_s3_is_refused(bucket: str, site: Site) -> 
     assert "is working in" in done.stderr
     fsspec.filesystem("s3").invalidate_cache()
     assert fsspec.filesystem("s3").find(run) == []
+
+
+def test_of_a_tar_on_s3_little_more_than_the_images_is_fetched(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard is packed from a few images of many tars; a file opened on S3 reads far ahead."""
+    s3fs = pytest.importorskip("s3fs")
+    run = Directory(f"{bucket}/runs/scattered")
+    content = random.Random(0).randbytes(60_000_000)
+    (run / "raw").write_bytes("00000.tar", content)
+    fetched = 0
+    original = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        nonlocal fetched
+        answer = await original(self, method, *arguments, **options)
+        if method == "get_object":
+            fetched += answer["ContentLength"]
+        return answer
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    offsets = list(range(1_000_000, 60_000_000, 3_000_000))
+    offsets += [offset + 70_000 for offset in offsets]  # neighbours come with one request
+    size = 65_000
+    rows = pa.table({
+        "raw": ["00000.tar"] * len(offsets),
+        "image_offset": offsets,
+        "image_size": [size] * len(offsets),
+    })  # fmt: skip
+    assert read_images(run, rows) == [content[at : at + size] for at in offsets]
+    assert fetched == len(offsets) // 2 * (70_000 + size)
