@@ -92,7 +92,8 @@ class OpenAIConfig(PromptedConfig):
         ge=0,
         le=20,
         description="further tries after 429, 5xx, a timeout, a lost connection or a malformed "
-        "answer, with exponential backoff and Retry-After",
+        "answer, with exponential backoff and Retry-After; a 429 or 503 does not count while the "
+        "server answers other requests",
         json_schema_extra=PACE,
     )
     timeout_s: float = Field(

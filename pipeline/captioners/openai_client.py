@@ -45,12 +45,17 @@ _PASSING: Final = (408, 409, 425)
 
 @dataclass(frozen=True)
 class Failed:
-    """Why there is no answer; `wait_s` is what the server's Retry-After says, if it says it."""
+    """Why there is no answer.
+
+    `wait_s` is what the server's Retry-After says, if it says it; `busy` that the server turned the
+    request away for what else it has to do.
+    """
 
     reason: Failure
     detail: str
     again: bool = False
     wait_s: float | None = None
+    busy: bool = False
 
 
 class ChatClient:
@@ -63,6 +68,7 @@ class ChatClient:
     def __init__(self, config: OpenAIConfig, key: str | None) -> None:
         self._config = config
         self._key = key
+        self._answered = 0
         self._url = config.base_url.rstrip("/") + "/chat/completions"
         # Not aiohttp's `trust_env`, which would also put a password of ~/.netrc in the key's place.
         parts = urlsplit(self._url)
@@ -112,17 +118,23 @@ class ChatClient:
         ).encode()
         clock = asyncio.get_running_loop().time
         failed = Failed("timeout", "no time left for this image")
-        for tried in range(self._config.retries + 1):
-            left = deadline - clock()
-            if left <= 0:
-                return failed
+        tried, waits, answered = 0, 0, self._answered
+        while (left := deadline - clock()) > 0:
             outcome = await self._once(body, min(left, self._config.timeout_s))
-            if isinstance(outcome, Answer) or not outcome.again:
+            if isinstance(outcome, Answer):
+                self._answered += 1
+                return outcome
+            if not outcome.again:
                 return outcome
             failed = outcome
-            wait = _backoff(tried) if outcome.wait_s is None else outcome.wait_s
-            if tried == self._config.retries or clock() + wait >= deadline:
+            # A server that turns this request away and answers others is at its limit and not
+            # broken: it is asked again for as long as the image has time.
+            tried += not (outcome.busy and self._answered > answered)
+            answered = self._answered
+            wait = _pause(waits, outcome.wait_s)
+            if tried > self._config.retries or clock() + wait >= deadline:
                 break
+            waits += 1
             costs.retries += 1
             await asyncio.sleep(wait)
         return failed
@@ -176,9 +188,11 @@ class ChatClient:
                 "the key would go along; give the address it leads to"
             )
         if status == 429:
-            return Failed("rate_limited", detail, True, wait_seconds(retry_after))
+            again = b"insufficient_quota" not in reply  # OpenAI's, of an account that is used up
+            return Failed("rate_limited", detail, again, wait_seconds(retry_after), busy=True)
         if status in (502, 503, 504):
-            return Failed("connection_failed", detail, True, wait_seconds(retry_after))
+            wait_s = wait_seconds(retry_after)
+            return Failed("connection_failed", detail, True, wait_s, busy=status == 503)
         if status >= 500 or status in _PASSING:
             return Failed("server_error", detail, True, wait_seconds(retry_after))
         return Failed("content_filter" if is_filtered(reply) else "bad_request", detail)
@@ -201,8 +215,14 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def _backoff(tried: int) -> float:
-    return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**tried) * random.uniform(0.5, 1.0)
+def _pause(waits: int, asked_s: float | None) -> float:
+    """Return the seconds to wait after `waits` waits; what the server asked for, and some more.
+
+    All that it turned away in one moment would come back in one.
+    """
+    if asked_s is not None:
+        return asked_s * random.uniform(1.0, 1.25) + random.uniform(0.0, _FIRST_WAIT_S)
+    return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** min(waits, 30)) * random.uniform(0.5, 1.0)
 
 
 def wait_seconds(retry_after: str | None) -> float | None:

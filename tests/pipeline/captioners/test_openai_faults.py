@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -98,6 +99,32 @@ def test_retry_after_is_honoured(server: Any, monkeypatch: pytest.MonkeyPatch) -
     started = time.monotonic()
     assert captions(server, image_timeout_s=30)[0].error == "rate_limited"
     assert time.monotonic() - started < 20 and len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_at_its_limit_loses_no_image(server: Any, status: int) -> None:
+    """Of 60 images at once it takes twelve a second; each is turned away often."""
+    lock, taken, began = threading.Lock(), 0, time.monotonic()
+
+    def answer(asked: Any, number: int) -> Any:
+        nonlocal taken
+        with lock:
+            if taken >= 2 + 12 * (time.monotonic() - began):
+                return chat.reply({"error": "slow down"}, status)
+            taken += 1
+        return chat.completion()
+
+    server.answer = answer
+    results = captions(server, 60, concurrency=60, retries=5)
+    assert [result.error for result in results] == [None] * 60
+    assert len(server.asked) > 2 * 60
+
+
+def test_a_used_up_account_is_not_waited_for(server: Any) -> None:
+    used_up = {"error": {"code": "insufficient_quota", "message": "You exceeded your quota"}}
+    server.answer = lambda asked, number: chat.reply(used_up, 429)
+    assert captions(server, retries=20)[0].error == "rate_limited"
+    assert len(server.asked) == 1
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
