@@ -1,4 +1,4 @@
-"""What errors of torch say about the device: memory ran out, and a smaller batch may fit."""
+"""What errors of torch say about the device: memory ran out, or nothing works on it any more."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
+class DeviceLostError(RuntimeError):
+    """After an error such as an illegal access a process can use its GPU no more; a new one can."""
+
+
+def device_lost(error: BaseException) -> bool:
+    """Return whether what is on the device is lost: any later call would fail as this one did."""
+    import torch
+
+    if out_of_memory(error):
+        return False
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
+
+
 def release_memory() -> None:
     """Give back what nothing refers to any more."""
     import torch
@@ -31,4 +46,4 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-__all__ = ["out_of_memory", "release_memory"]
+__all__ = ["DeviceLostError", "device_lost", "out_of_memory", "release_memory"]

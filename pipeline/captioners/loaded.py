@@ -84,4 +84,10 @@ def drop_other_models(model: VisionLanguageModel) -> bool:
     return bool(others)
 
 
-__all__ = ["drop_other_models", "hold_models", "load_model"]
+def forget_models() -> None:
+    """Forget all models of this process, whose device is lost; leaves the device alone."""
+    with _HELD.lock:
+        _HELD.models.clear()
+
+
+__all__ = ["drop_other_models", "forget_models", "hold_models", "load_model"]

@@ -17,14 +17,20 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.captioners.answers import Answer, Answers
-from pipeline.captioners.device_errors import out_of_memory, release_memory
-from pipeline.captioners.loaded import drop_other_models, load_model
+from pipeline.captioners.device_errors import (
+    DeviceLostError,
+    device_lost,
+    out_of_memory,
+    release_memory,
+)
+from pipeline.captioners.loaded import drop_other_models, forget_models, load_model
 from pipeline.captioners.prompted import Failures, PromptedCaptioner, PromptedConfig
 from pipeline.captioners.request import CaptionRequest
 from pipeline.captioners.vision_language import (
     Decoding,
     ImageBatch,
     VisionLanguageModel,
+    first_line,
 )
 from pipeline.settings import PACE, ConfigError
 
@@ -134,7 +140,8 @@ class TransformersCaptioner(PromptedCaptioner):
 
     `caption` raises `ConfigError` if the model cannot be loaded or takes no prompt, and the
     model's own error if it fails on every one of several images and never answered for any other
-    of the part: that is a broken set-up, not a bad image.
+    of the part: that is a broken set-up, not a bad image. It raises `DeviceLostError` if the GPU
+    fails for good, for this process: its images are not to blame, nor are those of later parts.
 
     An answer does not depend on the batch it was written in, sampled or not, up to the rounding of
     the model's own sums: in float32 that changes nothing in practice, in bfloat16 it may flip a
@@ -148,6 +155,18 @@ class TransformersCaptioner(PromptedCaptioner):
         self._decoding = Decoding(**{f.name: getattr(config, f.name) for f in fields(Decoding)})
 
     def _ask(self, requests: Sequence[CaptionRequest], answers: Answers) -> Failures:
+        try:
+            return self._write_all(requests, answers)
+        except Exception as error:
+            if not device_lost(error):
+                raise
+            forget_models()
+            raise DeviceLostError(
+                f"the device of {self.config.model} is lost to this process, which has to be "
+                f"restarted ({type(error).__name__}: {first_line(error)})"
+            ) from error
+
+    def _write_all(self, requests: Sequence[CaptionRequest], answers: Answers) -> Failures:
         config = self.config
         model = load_model(config.model, config.dtype, config.device, config.revision)
         run = _Run(model, answers, config.batch_size, {}, [])
@@ -211,6 +230,8 @@ class TransformersCaptioner(PromptedCaptioner):
             except ConfigError:
                 raise
             except Exception as error:
+                if device_lost(error):
+                    raise
                 memory = out_of_memory(error)
                 if count == 1 and memory and drop_other_models(run.model):
                     # Models of other captioners were in the way of this one: it starts over.

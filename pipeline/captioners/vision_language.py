@@ -59,14 +59,14 @@ class VisionLanguageModel:
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"captioner.model: {name} cannot be loaded as an image-to-text model "
-                f"({_first_line(error)}); give a hub name this machine can reach, or a folder "
+                f"({first_line(error)}); give a hub name this machine can reach, or a folder "
                 "written by save_pretrained of the model and its processor"
             ) from error
         except ImportError as error:
             # Which packages a processor needs is known only to itself, once it is made.
             raise ConfigError(
                 f"captioner.model: {name} needs a package that is not installed here "
-                f"({_first_line(error)}); pip install it on every machine that has workers"
+                f"({first_line(error)}); pip install it on every machine that has workers"
             ) from error
         self.name = name
         # The tokenizer, in Rust, refuses two threads at once.
@@ -228,6 +228,7 @@ def _tokens(*values: int | list[int] | None) -> set[int]:
     return found
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where there is none."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.captioners.answers import Answer
+from pipeline.captioners.answers import Answer, Answers
+from pipeline.captioners.device_errors import DeviceLostError
 from pipeline.captioners.loaded import hold_models, load_model
 from pipeline.captioners.request import CaptionRequest, CaptionResult
 from pipeline.captioners.sampling import RowSampler
@@ -175,3 +176,45 @@ def test_models_of_other_captioners_go_before_an_image_is_given_up(
     hold_models(1)
     assert [result.error for result in results] == [None] * 8
     assert sizes == [4, 2, 1, 1, 1, 2, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+    ],
+)
+def test_a_lost_device_fails_the_part_and_is_no_images_fault(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    said: list[int] = []
+
+    def answer(batch: Any) -> list[Answer]:
+        if said:
+            raise error
+        said.append(1)
+        return [Answer("A red dog runs on the grass.", True)] * len(batch.pictures)
+
+    captioner, sizes = stubbed(monkeypatch, folders["llava"], answer)
+    answers = Answers()
+    with pytest.raises(DeviceLostError, match=r"llava is lost .* restarted \(.*CUDA error"):
+        captioner.caption(requests_for(8), answers)
+    assert sizes == [4, 4]
+    assert answers.bill().asked == 4  # what was there before is kept
+    # The model is gone with its device: this one is another, which works.
+    assert all(result.captions or result.error for result in captioner.caption(requests_for(1)))
+    assert sizes == [4, 4]
+
+
+def test_memory_that_cuda_itself_lacks_is_no_lost_device(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(batch: Any) -> list[Answer]:
+        if len(batch.pictures) > 2:
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return [Answer("A red dog runs on the grass.", True)] * len(batch.pictures)
+
+    captioner, sizes = stubbed(monkeypatch, folders["llava"], answer)
+    assert [result.error for result in captioner.caption(requests_for(4))] == [None] * 4
+    assert sizes[:3] == [4, 2, 2]
