@@ -97,6 +97,10 @@ class VisionLanguageModel:
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
             arguments["images"] = [[picture] for picture in batch.pictures]
+            # Some templates write the start token that the tokenizer would put first once more.
+            start = self.tokenizer.bos_token
+            if start and text.startswith(start):
+                arguments["add_special_tokens"] = False
         if text:
             arguments |= {"text": [text] * len(batch.pictures), "padding": True}
         with self._processing:

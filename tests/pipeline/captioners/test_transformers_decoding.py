@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tokenizers import processors
+from transformers import AutoProcessor
 
 from pipeline.captioners.answers import Answer, Answers
 from pipeline.captioners.device_errors import DeviceLostError
@@ -28,6 +31,22 @@ def test_prompts_are_padded_on_the_left(folders: dict[str, Path]) -> None:
     short, long = model.tokenizer(["a", "a red dog"], padding=True)["input_ids"]
     assert len(short) == len(long)
     assert short[-1] == long[0] and short[0] == model.tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("start", ["", "{{ bos_token }} "])
+def test_a_chat_starts_once(folders: dict[str, Path], tmp_path: Path, start: str) -> None:
+    folder = shutil.copytree(folders["llava"], tmp_path / "llava")
+    processor = AutoProcessor.from_pretrained(folder)
+    words = processor.tokenizer
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A", special_tokens=[("[BOS]", words.bos_token_id)]
+    )
+    processor.chat_template = start + tiny.TEMPLATE
+    processor.save_pretrained(folder)
+    model = load_model(str(folder), "auto", "cpu")
+    laid_out = model.prepare(ImageBatch([Image.new("RGB", (40, 30))], "a dog", [0]))
+    tokens = model.tokenizer.convert_ids_to_tokens(laid_out["input_ids"][0])
+    assert tokens[:3] == ["[BOS]", "user", ":"]
 
 
 def test_images_of_many_sizes_share_a_batch(tmp_path: Path) -> None:
