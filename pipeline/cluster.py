@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.gpus import VARIABLE, groups, visible
 from pipeline.settings import ConfigError, Settings
+from pipeline.storage import Directory
 from pipeline.workers import guarded
 
 log = logging.getLogger(__name__)
@@ -131,12 +132,15 @@ def check_resources(config: ClusterConfig, needed: Mapping[str, Mapping[str, flo
 
 
 @contextmanager
-def connect(config: ClusterConfig, scratch: str | None) -> Iterator[Any]:
+def connect(
+    config: ClusterConfig, scratch: str | None, run: Directory | None = None
+) -> Iterator[Any]:
     """Yield a `distributed.Client`; a cluster that was started for it ends with the context.
 
     `scratch` is a local folder for Dask's spill files. Workers have one thread each: img2dataset
     redirects a process's stdout while it resizes, so two downloads cannot share a process.
-    Workers may join and leave at any time; one that would write other bytes is refused.
+    Workers may join and leave at any time; one that would write other bytes, or does not see the
+    directory of the `run`, is refused.
     Raises `ConfigError` if the scheduler does not answer, its workers cannot do this run's work,
     or an extra is missing.
     """
@@ -151,13 +155,13 @@ def connect(config: ClusterConfig, scratch: str | None) -> Iterator[Any]:
     with dask.config.set(settings), ExitStack() as stack:
         if config.address:
             client = stack.enter_context(_existing(config.address))
-            stack.enter_context(guarded(client))
+            stack.enter_context(guarded(client, run))
         else:
             start = slurm_cluster if config.slurm is not None else _local_cluster
             cluster = stack.enter_context(start(config))
             client = stack.enter_context(Client(cluster, set_as_default=False))
             if config.slurm is not None:
-                stack.enter_context(guarded(client))
+                stack.enter_context(guarded(client, run))
         yield client
 
 

@@ -218,7 +218,7 @@ class Engine:
     def _connected(self) -> Any:
         if self._client is None:
             scratch = self.run.path(".dask") if self.run.is_local else None
-            self._client = self._stack.enter_context(connect(self.config, scratch))
+            self._client = self._stack.enter_context(connect(self.config, scratch, self.run))
             link = self._client.dashboard_link if self.config.dashboard else None
             if link:
                 print(f"Dask dashboard: {link}", flush=True)

@@ -68,7 +68,7 @@ def build_shards(config: PipelineConfig, until: str | None = None) -> RunResult:
     a source that can't be read, or if another process is working in the same run directory. Parts
     that fail are left out and listed.
     """
-    run = Directory(config.run)
+    run = Directory(config.run).absolute()  # workers have working directories of their own
     source = build_source(config.source)
     check(config, source)
     written = to_yaml(config)

@@ -72,6 +72,10 @@ class Directory:
         """Whether the directory is on this machine's file system."""
         return isinstance(self.fs, LocalFileSystem)
 
+    def absolute(self) -> Directory:
+        """Return this directory by a name that is its own from any working directory."""
+        return Directory(self.path()) if self.is_local else self
+
     def path(self, name: str = "") -> str:
         """Return the path of a file in the directory, as `self.fs` names it."""
         _ = self.fs

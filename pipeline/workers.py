@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.gpus import VARIABLE, claim
 from pipeline.settings import ConfigError
+from pipeline.storage import Directory
 
 _PLUGIN = "pipeline-worker-check"
 
@@ -31,13 +32,16 @@ def code_digest() -> str:
 
 
 @contextmanager
-def guarded(client: Any) -> Iterator[None]:
+def guarded(client: Any, run: Directory | None = None) -> Iterator[None]:
     """Have every worker of a client's scheduler checked, now and as it joins.
+
+    With a `run` also whether it sees that directory.
 
     Raises `ConfigError` that names the first worker that cannot do this run's work, and why. A
     worker that joins later and does not fit says so in its own log and ends.
     """
-    fault = _fault_finder(code_digest(), platform.python_version_tuple()[:2])
+    url = None if run is None else run.url
+    fault = _fault_finder(code_digest(), platform.python_version_tuple()[:2], url)
     # A worker that leaves while it is asked is none of ours any more.
     for found in client.run(fault, on_error="ignore").values():
         if found is not None:
@@ -52,7 +56,7 @@ def guarded(client: Any) -> Iterator[None]:
                 client.unregister_worker_plugin(_PLUGIN)
 
 
-def _fault_finder(code: str, python: tuple[str, ...]) -> Callable[..., str | None]:
+def _fault_finder(code: str, python: tuple[str, ...], run: str | None) -> Callable[..., str | None]:
     """Return a function that says what is wrong with the worker it runs on, or None.
 
     Made in here, as is the plugin's class, so that it travels by value: a worker without this
@@ -80,6 +84,18 @@ def _fault_finder(code: str, python: tuple[str, ...]) -> Callable[..., str | Non
         threads = dask_worker.state.nthreads
         if threads > 1:
             return f"{where} has {threads} threads; start it with --nthreads 1"
+        if run is not None:
+            from pipeline.storage import Directory
+
+            try:
+                there = bool(Directory(run).names())
+            except Exception as error:  # whatever a file system says without credentials
+                return f"{where} cannot read {run} ({error!r})"
+            if not there:
+                return (
+                    f"{where} does not see {run}; put the run where all machines see it under one "
+                    "name, such as a shared file system or s3://"
+                )
         from pipeline.workers import settle
 
         offered = dask_worker.state.total_resources.get("GPU", 0)

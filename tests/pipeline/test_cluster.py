@@ -21,6 +21,7 @@ from distributed import Client
 
 from pipeline.cluster import ClusterConfig, check_resources, connect, slurm_cluster
 from pipeline.settings import ConfigError, build
+from pipeline.storage import Directory
 from pipeline.workers import code_digest
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +147,21 @@ def test_a_worker_that_joins_late_and_does_not_fit_ends(
     with Client(processes.address, set_as_default=False) as client:
         wait_until(lambda: len(workers_of(client)) == 3)
     assert late.poll() is None
+
+
+def test_a_worker_that_does_not_see_the_run_is_refused(
+    processes: Processes, tmp_path: Path
+) -> None:
+    run = Directory(tmp_path / "run")
+    run.write_text("config.yaml", "")
+    processes.worker()
+    with connect(config(address=processes.address), None, run) as client:
+        wait_until(lambda: len(workers_of(client)) == 1)
+    with (
+        pytest.raises(ConfigError, match=r"the worker at tcp://.* does not see .*/elsewhere; put"),
+        connect(config(address=processes.address), None, Directory(tmp_path / "elsewhere")),
+    ):
+        pytest.fail("the worker was taken")
 
 
 def test_no_scheduler_is_a_named_error() -> None:
@@ -374,7 +390,7 @@ def test_workers_join_leave_and_die_in_the_middle_of_a_run(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    def command(run: Path, *overrides: str) -> list[str]:
+    def command(run: Path | str, *overrides: str) -> list[str]:
         small = ("source.train=60", "source.test=20", "part_rows=10", "pack.shard_mb=0.2")
         given = (f"run={run}", f"source.port={port}", *small, "cluster.dashboard=null", *overrides)
         return [sys.executable, "-m", "pipeline", "shards", "data_configs/scenes.yaml", *given]
@@ -383,12 +399,16 @@ def test_workers_join_leave_and_die_in_the_middle_of_a_run(
     done = subprocess.run(command(expected), capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
-    run = tmp_path / "run"
+    run = tmp_path / "run"  # named as it is from the driver's directory, which no worker is in
+    relative = os.path.relpath(run, ROOT)
     fetched, measured = run / "tables" / "download", run / "tables" / "filter"
     first = processes.worker()
     with (tmp_path / "run.log").open("wb") as log:
         driver = subprocess.Popen(
-            command(run, f"cluster.address={processes.address}"), stdout=log, stderr=log, cwd=ROOT
+            command(relative, f"cluster.address={processes.address}"),
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
         )
     wait_until(lambda: len([*fetched.glob("*.parquet")]) >= 1 or driver.poll() is not None)
     processes.worker()
