@@ -1,15 +1,15 @@
 """Hugging Face image-to-text models behind one call: pictures and a prompt in, texts out.
 
 Three families: models with a chat template (LLaVA, Idefics, SmolVLM, Qwen-VL, …) answer the prompt;
-models whose processor takes text without one (BLIP, GIT) continue it; encoder-decoders of vision
-(ViT-GPT2) take no prompt.
+models whose processor takes text without one (BLIP, GIT, BLIP-2, PaliGemma) continue it;
+encoder-decoders of vision (ViT-GPT2) take no prompt.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.captioners.answers import Answer
 from pipeline.captioners.sampling import RowSampler
@@ -17,6 +17,10 @@ from pipeline.settings import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+#: Models that find the image's place by tokens, and without a chat template: their processors write
+#: those only beside a text, be it empty.
+_NEED_TEXT: Final = {"blip-2", "instructblip", "paligemma"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class VisionLanguageModel:
         self._processing = threading.Lock()
         self.model: Any = model.eval().to(self.device)
         self.takes_prompt = config.model_type != "vision-encoder-decoder"
+        self._needs_text = config.model_type in _NEED_TEXT
+        self._continues = _continues(config)
         self.chats = bool(getattr(self.processor, "chat_template", None))
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         # Generation continues at the right end, so padding goes to the left.
@@ -101,11 +107,20 @@ class VisionLanguageModel:
             start = self.tokenizer.bos_token
             if start and text.startswith(start):
                 arguments["add_special_tokens"] = False
-        if text:
+        if text or self._needs_text:
             arguments |= {"text": [text] * len(batch.pictures), "padding": True}
         with self._processing:
             encoded = self.processor(**arguments)
-        return {n: value for n, value in encoded.items() if hasattr(value, "is_floating_point")}
+        inputs = {n: value for n, value in encoded.items() if hasattr(value, "is_floating_point")}
+        open_ended = batch.prompt and self._continues and not self.chats
+        return self._without_end(inputs) if open_ended else inputs
+
+    def _without_end(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Take away the token by which a tokenizer ends every text: the text goes on."""
+        words, ids = self.tokenizer, inputs["input_ids"]
+        if not set(ids[:, -1].tolist()) <= _tokens(words.eos_token_id, words.sep_token_id):
+            return inputs
+        return {n: v[:, :-1] if v.shape == ids.shape else v for n, v in inputs.items()}
 
     def generate(
         self, batch: ImageBatch, inputs: dict[str, Any], decoding: Decoding
@@ -194,6 +209,16 @@ def _processor(name: str, revision: str | None) -> Any:
     # Without a processor class the tokenizer or the image processor alone comes back.
     whole = hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
     return processor if whole else _ImageAndText(name, revision)
+
+
+def _continues(config: Any) -> bool:
+    """Return whether a model writes on where the text it is given stops.
+
+    BLIP does so as well, and takes the end of the text away itself.
+    """
+    parts = (config, getattr(config, "text_config", None))  # InstructBLIP says it of the text alone
+    answers = any(getattr(part, "is_encoder_decoder", False) for part in parts)
+    return not answers and config.model_type != "blip"
 
 
 def _device(device: str) -> str:

@@ -8,26 +8,36 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessor,
     BlipProcessor,
     CLIPImageProcessor,
     CLIPVisionConfig,
+    GitConfig,
+    GitForCausalLM,
+    GitProcessor,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    SiglipImageProcessor,
     VisionEncoderDecoderModel,
     ViTConfig,
     ViTImageProcessor,
@@ -191,4 +201,79 @@ def save_qwen2_vl(folder: Path) -> Path:
         chat_template=TEMPLATE.replace("<image>", "<|vision_start|> <|image_pad|> <|vision_end|>"),
     )
     processor.save_pretrained(folder)
+    return folder
+
+
+def save_git(folder: Path) -> Path:
+    """Save a GIT: no chat template, and a tokenizer that ends every text, as BERT's does."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    start, end = words.cls_token_id, words.sep_token_id
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", start), ("[SEP]", end)]
+    )
+    config = GitConfig(
+        vision_config={**TINY, "intermediate_size": 32, "image_size": SIDE, "patch_size": 16},
+        **TINY, intermediate_size=32, vocab_size=len(words), bos_token_id=start, eos_token_id=end,
+        pad_token_id=words.pad_token_id,
+    )  # fmt: skip
+    GitForCausalLM(config).save_pretrained(folder)
+    GitProcessor(CLIPImageProcessor(size=_size(), crop_size=_size()), words).save_pretrained(folder)
+    return folder
+
+
+def save_blip2(folder: Path, language: str) -> Path:
+    """Save a BLIP-2 on an `opt`, whose start token is its end token too, or on a `t5`."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    end, image = words.eos_token_id, words.convert_tokens_to_ids("<image>")
+    text = {"model_type": language, "vocab_size": len(words), "pad_token_id": words.pad_token_id,
+            "eos_token_id": end}  # fmt: skip
+    if language == "opt":
+        words.bos_token = words.eos_token
+        words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="[EOS] $A", special_tokens=[("[EOS]", end)]
+        )
+        text |= {**TINY, "ffn_dim": 32, "word_embed_proj_dim": 32, "bos_token_id": end,
+                 "max_position_embeddings": 64}  # fmt: skip
+    else:
+        text |= {"d_model": 32, "num_layers": 1, "num_heads": 2, "d_kv": 16, "d_ff": 32,
+                 "decoder_start_token_id": words.pad_token_id}  # fmt: skip
+    vision = {**TINY, "intermediate_size": 32, "image_size": SIDE, "patch_size": 16}
+    config = Blip2Config(
+        vision_config=vision, text_config=text, num_query_tokens=4, image_token_index=image,
+        qformer_config={**TINY, "intermediate_size": 32, "encoder_hidden_size": 32,
+                        "vocab_size": 30, "cross_attention_frequency": 1},
+    )  # fmt: skip
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    processor = Blip2Processor(BlipImageProcessor(size=_size()), words, num_query_tokens=4)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def save_paligemma(folder: Path) -> Path:
+    """Save a PaliGemma: no chat template, image tokens before the prompt."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    more = 1300  # its processor adds 1,152 tokens of its own
+    text = {
+        **TINY, "model_type": "gemma", "num_key_value_heads": 1, "head_dim": 16,
+        "intermediate_size": 32, "vocab_size": len(words) + more,
+        "pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+    }  # fmt: skip
+    vision = {
+        **TINY, "model_type": "siglip_vision_model", "intermediate_size": 32, "image_size": SIDE,
+        "patch_size": 16, "vision_use_head": False,
+    }  # fmt: skip
+    config = PaliGemmaConfig(
+        vision_config=vision, text_config=text, projection_dim=32, hidden_size=32,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    model = PaliGemmaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = words.eos_token_id
+    model.save_pretrained(folder)
+    images = SiglipImageProcessor(size=_size())
+    images.image_seq_length = 4
+    PaliGemmaProcessor(images, words).save_pretrained(folder)
     return folder
