@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,9 @@ Colours = npt.NDArray[np.uint8]
 
 _BITS = 64
 _SORT_COST = 20.0  # of one row, in comparisons of a pair
+_CLOSE_PER_ROW = 8.0  # pairs of close hashes that a run of equal keys may list in a round
+_FAR_PAIR = 1 / 64  # what a pair of other hashes counts: it takes time but no memory
+_CHUNK = 1 << 15  # pairs whose colours are compared at a time: 3 MB of colours stay in the cache
 
 
 def near_duplicates(
@@ -43,8 +47,9 @@ def near_duplicates(
     is given, each of their `colours` (n, 48) differs by at most `tolerance` levels. `order` (n,)
     lists the rows by preference, best first (`preference_order`); default: as they come.
 
-    Exact, and near linear in n while clusters are small: candidates come from sorting (`_masks`).
-    Rows that share a hash but not its colours are compared pairwise.
+    Exact, in memory linear in n. Time is near linear in n and in each cluster: candidates come
+    from sorting (`_masks`), and of a large cluster the first rows settle most of the others
+    (`_centres`). Rows to keep that agree under a mask are compared pairwise.
     """
     count = len(hashes)
     if tolerance is None or colours is None:
@@ -55,8 +60,7 @@ def near_duplicates(
     # From here on a row's number is its rank. Equal rows are one: they have the same neighbours.
     first = exact_leaders(np.stack([hashes, _digest(colours)], axis=1)[order], np.arange(count))
     unique = np.flatnonzero(first == np.arange(count))
-    pairs = _near_pairs(hashes[order[unique]], radius, colours[order[unique]], tolerance)
-    star = stars(len(unique), pairs)
+    star = _centres(_Images(hashes[order[unique]], radius, colours[order[unique]], tolerance))
     labels = np.empty(count, dtype=np.int64)
     labels[order] = order[unique[star[np.searchsorted(unique, first)]]]
     return labels
@@ -93,28 +97,126 @@ def _digest(colours: Colours) -> Hashes:
     return np.broadcast_to(mixed(0, *words.T), len(colours))
 
 
-def _near_pairs(hashes: Hashes, radius: int, colours: Colours, tolerance: int) -> Rows:
-    """Return the distinct near pairs (m, 2) of rows, smaller row first, sorted."""
-    found: list[Rows] = []
-    for mask in _masks(radius, len(hashes)):
-        keys = hashes & mask
+@dataclass(frozen=True)
+class _Images:
+    """What is compared: rows from the best to the worst, `hashes` (n,) and `colours` (n, w)."""
+
+    hashes: Hashes
+    radius: int  # [bits]
+    colours: Colours
+    tolerance: int  # [levels]
+
+    def near(self, first: Rows, second: Rows, earlier: list[np.uint64]) -> Rows:
+        """Return which pairs (m,), (m,) of rows are near and agree under no `earlier` mask."""
+        differing = self.hashes[first] ^ self.hashes[second]
+        close = np.flatnonzero(np.bitwise_count(differing) <= self.radius)
+        for mask in earlier:
+            close = close[(differing[close] & mask) != 0]
+        near = [close[:0]]
+        for start in range(0, len(close), _CHUNK):
+            chunk = close[start : start + _CHUNK]
+            a = self.colours.take(first[chunk], axis=0)  # much faster than `colours[rows]`
+            b = self.colours.take(second[chunk], axis=0)
+            same = (np.maximum(a, b) - np.minimum(a, b) <= self.tolerance).all(axis=1)
+            near.append(chunk[same])
+        return np.concatenate(near)
+
+
+def _centres(images: _Images) -> Rows:
+    """Return each row's centre (n,): the first centre near it, or itself.
+
+    In rounds, since the pairs of a large cluster are too many to list. A round lists those of the
+    first rows of each cluster, which settles which of these are centres; then each centre takes
+    what is near it, so that few rows of a large cluster come to the next round.
+    """
+    count = len(images.hashes)
+    centre = np.full(count, count, dtype=np.int64)  # `count`: none yet
+    free = np.arange(count)
+    waiting = np.zeros(0, dtype=np.int64)  # taken, but maybe near a better centre still to come
+    while len(free):
+        pairs, unsure = _near_pairs(free, images)
+        star, unsure = _stars(len(free), pairs, unsure)
+        taken = star != np.arange(len(free))
+        centre[free] = np.where(unsure & ~taken, count, free[star])
+        rest = np.concatenate([waiting, free[unsure]])
+        _take(free[~unsure & ~taken], rest, centre, images)
+        free = free[unsure]
+        free = free[centre[free] == count]
+        # No centre to come is better than the first free row.
+        waiting = rest[(centre[rest] < count) & (centre[rest] > free.min(initial=count))]
+    return centre
+
+
+def _near_pairs(rows: Rows, images: _Images) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Return distinct near pairs (m, 2) among `rows` (r,), and of which rows pairs may be missing.
+
+    Pairs are places in `rows`, which ascend; smaller first, sorted by the smaller. All pairs of a
+    row with better rows are there, unless the row is marked as `missed` (r,). The first row never
+    is. m is linear in r.
+    """
+    hashes = images.hashes[rows]
+    found = [np.zeros((0, 2), dtype=np.int64)]
+    missed = np.zeros(len(rows), dtype=bool)
+    masks = list(_masks(images.radius, len(rows)))
+    for number, mask in enumerate(masks):
+        by_key = np.argsort(hashes & mask, kind="stable")
+        ordered = hashes[by_key]
+        start = _starts(ordered & mask)
+        size = np.diff(start, append=len(rows))
+        stop, room, run = size.copy(), _CLOSE_PER_ROW * size, np.arange(len(start))
+        # In each run of equal keys, compare the second row, the third, … with all before it.
+        for place in itertools.count(1):
+            run = run[size[run] > place]
+            crowded = room[run] < 0
+            stop[run[crowded]] = place
+            run = run[~crowded]
+            if not len(run):
+                break
+            row, before = start[run] + place, start[run, None] + np.arange(place)
+            differing = ordered[row][:, None] ^ ordered[before]
+            which, close = np.nonzero(np.bitwise_count(differing) <= images.radius)
+            room[run] -= place * _FAR_PAIR + np.bincount(which, minlength=len(run))
+            first, second = by_key[before[which, close]], by_key[row[which]]
+            near = images.near(rows[first], rows[second], masks[:number])
+            found.append(np.stack([first[near], second[near]], axis=1))
+        beyond = np.arange(len(rows)) - np.repeat(start, size) >= np.repeat(stop, size)
+        missed[by_key[beyond]] = True
+    pairs = np.concatenate(found)
+    return pairs[np.argsort(pairs[:, 0], kind="stable")], missed
+
+
+def _starts(ordered: Hashes) -> Rows:
+    """Return where runs of equal values start in (n,) of them."""
+    new = np.ones(len(ordered), dtype=bool)
+    new[1:] = ordered[1:] != ordered[:-1]
+    return np.flatnonzero(new)
+
+
+def _take(centres: Rows, rows: Rows, centre: Rows, images: _Images) -> None:
+    """Give `rows` (r,) to the new `centres` (c,), ascending, if near and better than theirs.
+
+    `centre` (n,) is changed in place. A row has only centres that come before it.
+    """
+    masks = list(_masks(images.radius, len(centres) + len(rows))) if len(rows) else []
+    for number, mask in enumerate(masks):
+        keys = images.hashes[centres] & mask
         by_key = np.argsort(keys, kind="stable")
-        keys = keys[by_key]
-        left = np.arange(len(keys) - 1)
-        # Compare each row with the next, the second next, … of its run of equal keys.
-        for distance in itertools.count(1):
-            left = left[: np.searchsorted(left, len(keys) - distance)]
-            left = left[keys[left] == keys[left + distance]]
+        keys, sought = keys[by_key], images.hashes[rows] & mask
+        place = np.searchsorted(keys, sought)
+        end = np.searchsorted(keys, sought, side="right")
+        # Compare each row with the first, the second, … centre of its key.
+        left = rows
+        while True:
+            more = place < end
+            left, place, end = left[more], place[more], end[more]
+            other = centres[by_key[place]]
+            better = other < np.minimum(centre[left], left)
+            left, place, end, other = left[better], place[better], end[better], other[better]
             if not len(left):
                 break
-            pairs = np.stack([by_key[left], by_key[left + distance]], axis=1)
-            pairs = pairs[np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]) <= radius]
-            a, b = colours[pairs[:, 0]], colours[pairs[:, 1]]
-            difference = np.maximum(a, b) - np.minimum(a, b)
-            found.append(pairs[(difference <= tolerance).all(axis=1)])
-    if not found:
-        return np.zeros((0, 2), dtype=np.int64)
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
+            near = images.near(other, left, masks[:number])
+            centre[left[near]] = other[near]
+            place += 1
 
 
 def _masks(radius: int, count: int) -> Iterator[np.uint64]:
@@ -141,11 +243,27 @@ def _cost(radius: int, agreeing: int, count: int) -> float:
 
 def stars(count: int, pairs: Rows) -> Rows:
     """Return each row's centre (n,), given sorted near pairs (m, 2); centres in row order."""
+    return _stars(count, pairs, np.zeros(count, dtype=bool))[0]
+
+
+def _stars(
+    count: int, pairs: Rows, missed: npt.NDArray[np.bool_]
+) -> tuple[Rows, npt.NDArray[np.bool_]]:
+    """Return each row's centre (n,) so far, and whether it is unsure (n,).
+
+    Unsure are the rows of which better neighbours may be missing among `pairs`, `missed` (n,), and
+    the neighbours of an unsure row that may be a centre, unless a better centre has them.
+    """
     centre = np.full(count, -1, dtype=np.int64)
+    unsure = missed.copy()
     starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
     for start, end in itertools.pairwise([*starts.tolist(), len(pairs)]):
         row = pairs[start, 0]
         if centre[row] < 0:
             near = pairs[start:end, 1]
-            centre[near[centre[near] < 0]] = row
-    return np.where(centre < 0, np.arange(count), centre)
+            near = near[centre[near] < 0]
+            if unsure[row]:
+                unsure[near] = True
+            else:
+                centre[near] = row
+    return np.where(centre < 0, np.arange(count), centre), unsure

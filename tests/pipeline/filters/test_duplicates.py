@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.filters import duplicates
 from pipeline.filters.duplicates import (
     _masks,
     exact_leaders,
@@ -13,6 +14,7 @@ from pipeline.filters.duplicates import (
     preference_order,
 )
 from pipeline.filters.keys import uid_texts, uid_words
+from tests.peak_memory import peak_growth
 
 
 def reference(
@@ -65,6 +67,81 @@ def test_equals_the_plain_reference(
         order=np.array(order, np.int64),
     )
     assert found.tolist() == reference(hashes, radius, colours, tolerance, order)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(20, 90),
+    bits=st.integers(3, 16),
+    density=st.sampled_from([0.05, 0.2, 0.5]),
+    radius=st.integers(0, 4),
+    tolerance=st.sampled_from([None, 0, 2]),
+    room=st.sampled_from([0.0, 0.5, 2.0]),
+)
+def test_clusters_settled_over_many_rounds_equal_the_plain_reference(
+    *,
+    seed: int,
+    count: int,
+    bits: int,
+    density: float,
+    radius: int,
+    tolerance: int | None,
+    room: float,
+) -> None:
+    generator = np.random.default_rng(seed)
+    # Hashes of few bits, at places all over the 64: big clusters, chains, many masks in common.
+    flips = (generator.random((count, bits)) < density).astype(np.uint64)
+    places = generator.choice(64, bits, replace=False).astype(np.uint64)
+    hashes = (flips << places).sum(axis=1, dtype=np.uint64)
+    colours = generator.integers(0, 5, (count, 2)).astype(np.uint8)
+    order = generator.permutation(count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_CLOSE_PER_ROW", room)
+        found = near_duplicates(hashes, radius, colours=colours, tolerance=tolerance, order=order)
+    expected = reference(hashes.tolist(), radius, colours, tolerance, order.tolist())
+    assert found.tolist() == expected
+
+
+def near_copies(count: int, flips: int) -> tuple[np.ndarray, np.ndarray]:
+    """Re-encodings of one image: at most `flips` bits of the hash differ from it, colours by 4."""
+    generator = np.random.default_rng(0)
+    hashes = np.full(count, generator.integers(0, 2**64, dtype=np.uint64))
+    for flip in range(flips):
+        bit = np.uint64(1) << generator.integers(0, 64, count, dtype=np.uint64)
+        hashes ^= np.where(generator.integers(0, flips + 1, count) > flip, bit, np.uint64(0))
+    return hashes, generator.integers(96, 105, (count, 48)).astype(np.uint8)
+
+
+def copies_of(hashes: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    return near_duplicates(hashes, 4, colours=colours, tolerance=8)
+
+
+# With 2 flips all are near one another; with 5 many are not, and become centres of their own.
+@pytest.mark.parametrize(("flips", "least"), [(2, 1), (5, 100)])
+def test_twenty_thousand_near_copies_take_little_memory(flips: int, least: int) -> None:
+    hashes, colours = near_copies(20_000, flips)
+    assert len(np.unique(colours, axis=0)) == 20_000
+    labels, growth = peak_growth(copies_of, hashes, colours, warm_up=near_copies(200, flips))
+    assert growth < 64e6  # its pairs would take 3.2 GB
+    kept = np.flatnonzero(labels == np.arange(20_000))
+    assert least <= len(kept) <= 4 * least
+    # Each row has the first row that is kept and near; that makes the labels the only ones.
+    first = np.full(20_000, -1)
+    for row in kept[::-1]:
+        later = np.flatnonzero(np.bitwise_count(hashes ^ hashes[row]) <= 4)
+        later = later[later >= row]
+        first[later] = row
+    assert np.array_equal(labels, first)
+
+
+def test_a_large_cluster_hides_behind_rows_that_are_not_near() -> None:
+    # In each run of equal keys, 500 rows of other colours come first: same hash, no copies.
+    hashes, colours = near_copies(3000, 1)
+    others = np.random.default_rng(1).integers(0, 256, (500, 48)).astype(np.uint8)
+    hashes = np.concatenate([np.full(500, hashes[0]), hashes])
+    labels = copies_of(hashes, np.concatenate([others, colours]))
+    assert labels.tolist() == [*range(500), *[500] * 3000]
 
 
 @settings(max_examples=100, deadline=None)
