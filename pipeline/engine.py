@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.cluster import ClusterConfig, connect
 from pipeline.progress import Progress
-from pipeline.stages.task import StageReport, Task, is_done
+from pipeline.stages.task import StageReport, Task, which_done
 from pipeline.storage import Directory
 
 EVENTS = "events.jsonl"
@@ -24,7 +24,6 @@ EVENTS = "events.jsonl"
 DASHBOARD = "dashboard.json"
 #: Tasks submitted at a time, so that neither driver nor scheduler grows with the run.
 IN_FLIGHT = 512
-_READERS = 16
 _FLUSH_S = 30.0
 
 
@@ -109,8 +108,7 @@ class Engine:
         first, with the stages that have something to do.
         """
         jobs = list(jobs)
-        with ThreadPoolExecutor(_READERS) as pool:
-            done = list(pool.map(self._is_done, jobs))
+        done = which_done(self.run, [(job.stage, job.name, job.fingerprint) for job in jobs])
         pending: list[Job] = []
         renewed: set[str] = set()
         for job, there in zip(jobs, done, strict=True):
@@ -123,9 +121,6 @@ class Engine:
             progress.skip(len(jobs) - len(pending))
             if pending:
                 self._run(pending, progress)
-
-    def _is_done(self, job: Job) -> bool:
-        return is_done(self.run, job.stage, job.name, job.fingerprint)
 
     def _run(self, pending: list[Job], progress: Progress) -> None:
         from distributed import as_completed
@@ -212,8 +207,11 @@ class Engine:
     def _flush_events(self) -> None:
         # Object stores cannot append: all lines are put again, every so often and when a run ends.
         self._flushed = time.monotonic()
-        if self._events:
-            self.run.write_text(EVENTS, "\n".join(self._events) + "\n")
+        try:
+            if self._events:
+                self.run.write_text(EVENTS, "\n".join(self._events) + "\n")
+        except Exception as error:  # whatever the store raises: work goes on, and the next flush
+            print(f"{EVENTS} could not be written: {error!r}", file=sys.stderr)
 
     def _connected(self) -> Any:
         if self._client is None:

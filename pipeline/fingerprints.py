@@ -59,9 +59,14 @@ class Fingerprints:
     def recaption(self, part: Part) -> str:
         """What the part's new captions depend on."""
         read = [self.config.recaption, self.config.filter.image]
-        uids = self.config.filter.block.entries("uids")  # no captions are written for those
-        inputs = [self.filter(part), *([_digest(uids)] if uids else [])]
+        inputs = [self.filter(part), *self._blocked_uids]
         return _mark("recaption", recaption.VERSION, read, *inputs)
+
+    @cached_property
+    def _blocked_uids(self) -> list[str]:
+        """The digest of the uids that no captions are written for; [] if there are none."""
+        uids = self.config.filter.block.entries("uids")
+        return [_digest(uids)] if uids else []
 
     @cached_property
     def select(self) -> str:

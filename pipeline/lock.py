@@ -103,7 +103,7 @@ def _beat(run: Directory, token: str, done: threading.Event) -> None:
             holder = _holder(run).get("token", token)
             if holder == token:
                 run.write_bytes(LOCK, _body(token))
-        except OSError as error:  # the next beat may come through
+        except Exception as error:  # s3fs lets botocore's through; the next beat may come, too
             print(f"{LOCK} could not be renewed: {error!r}", file=sys.stderr)
             continue
         if holder != token:

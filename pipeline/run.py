@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.cluster import check_resources
 from pipeline.config import PipelineConfig, check_scores
 from pipeline.engine import Engine, Job
+from pipeline.filters.blocklist import BlockConfig
 from pipeline.filters.lists import with_lists
 from pipeline.fingerprints import Fingerprints, needs_features
 from pipeline.lock import locked
@@ -38,7 +39,7 @@ from pipeline.stages import (
     select,
     shuffle,
 )
-from pipeline.stages.task import ALL, SHARDS, discard_marks, is_done, tables_of
+from pipeline.stages.task import ALL, SHARDS, discard_marks, is_done, tables_of, which_done
 from pipeline.storage import Directory
 
 CONFIG = "config.yaml"
@@ -156,13 +157,14 @@ class _Run:
                 "fetched that could be fetched again; leave it out"
             )
         marks = Fingerprints(self.config, parts)
-        done = [p for p in parts if is_done(self.run, "download", p.name, marks.download(p))]
-        return retry_transient(self.run, parts, {part.name for part in done})
+        done = which_done(self.run, [("download", p.name, marks.download(p)) for p in parts])
+        names = {part.name for part, there in zip(parts, done, strict=True) if there}
+        return retry_transient(self.run, parts, names)
 
     def _fetch(self, parts: list[Part], until: str | None) -> None:
         marks = Fingerprints(self.config, parts)
-        todo = [p for p in parts if not is_done(self.run, "download", p.name, marks.download(p))]
-        with self.source.serve() if todo else nullcontext():
+        done = which_done(self.run, [("download", p.name, marks.download(p)) for p in parts])
+        with nullcontext() if all(done) else self.source.serve():
             jobs = self._part_jobs(parts, marks, until)
             self.engine.execute("images", jobs, before=self._discard_fit)
 
@@ -176,6 +178,7 @@ class _Run:
     ) -> Iterator[Job]:
         config = self.config
         last = UNTIL.index(until) if until else len(UNTIL)
+        measured = config.filter.model_copy(update={"block": BlockConfig()})  # lists may be long
         fetch, lists = self._obtaining()
         for part in parts:
             yield Job(
@@ -187,7 +190,7 @@ class _Run:
                 continue
             yield Job(
                 "filter", part.name, marks.filter(part), filter.measure,
-                (part.name, config.filter, needs_features(config)),
+                (part.name, measured, needs_features(config)),
                 after=(f"download-{part.name}",),
             )  # fmt: skip
             if config.embed is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ TABLES = "tables"
 SHARDS = "shards"
 #: The name of a job that concerns the whole run, and of its table.
 ALL = "all"
+_READERS = 16
 #: Stages of the whole run, each made of the one before.
 _WHOLE = ("select", "fit", "choose", "plan", "finish")
 
@@ -61,6 +64,12 @@ def discard_marks(run: Directory, first: str) -> None:
     """Have a stage of the whole run, and those after it, done anew."""
     for stage in _WHOLE[_WHOLE.index(first) :]:
         tables_of(run, stage).remove(f"{ALL}.parquet")
+
+
+def which_done(run: Directory, wanted: Sequence[tuple[str, str, str]]) -> list[bool]:
+    """Return `is_done` of each (stage, name, fingerprint), many asked at once: stores are slow."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda one: is_done(run, *one), wanted))
 
 
 def is_done(run: Directory, stage: str, name: str, fingerprint: str) -> bool:
