@@ -182,7 +182,12 @@ class InputMaker:
         if self._reads_one_caption:
             captions, most = [own[:1] for own in captions], 1
         text = self._text.encode(captions, self._world.device)
-        return pad_shapes(text, most) if self._pads_text else text
+        if self._pads_text:
+            text = pad_shapes(text, most)
+            # A graph for each of the few N. Were it one size for all, and unknown to the compiler,
+            # DDP could not cut the graph where that size crosses from one bucket to the next.
+            torch._dynamo.mark_static(text.caption, 1)
+        return text
 
     def _sent(self, tensor: Tensor) -> Tensor:
         """Return a tensor on the device; only from page-locked memory is nothing waited for."""

@@ -24,6 +24,9 @@ from tcjepa.train.distributed import World
 
 #: What `torch.compile` hands graphs to; torch's default.
 COMPILER = "inductor"
+#: Of one piece of code, at most; torch's 8 are fewer than FSDP2's blocks need, and what is beyond
+#: them runs uncompiled.
+_GRAPHS = 64
 #: DDP's gradient buckets [MiB]; torch's default. The first to be full is the first to travel.
 BUCKET_MIB = 25
 
@@ -106,6 +109,9 @@ def compile_model(model: Learner, whole: bool) -> None:
 
     FSDP2 gathers and frees parameters in hooks around each block, which a graph cannot hold.
     """
+    # Blocks of one kind share their code, and so the count of its graphs: with and without
+    # gradients, for each number of captions, for sizes met once and for any size.
+    torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
     if whole:
         model.compile(backend=COMPILER)
         return

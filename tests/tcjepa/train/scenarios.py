@@ -6,8 +6,11 @@ a folder NAME beside the config.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+import torch
 
 from pipeline.settings import load
 from tcjepa.config import TrainConfig
@@ -29,6 +32,9 @@ def run_scenarios(config: Path, scenarios: list[str], world: World) -> None:
 
 if __name__ == "__main__":
     parallel.COMPILER = "aot_eager"  # the same graphs as inductor's, without compiling C++
+    if os.environ.get("SMALL_BUCKETS"):  # so that DDP cuts the graph of a tiny model, too
+        torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = 2000  # type: ignore[attr-defined]
+        parallel.BUCKET_MIB = 0.004  # type: ignore[assignment]
     ranks = distributed.start("cpu")
     run_scenarios(Path(sys.argv[1]), sys.argv[2:], ranks)
     distributed.stop()

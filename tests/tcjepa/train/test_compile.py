@@ -90,6 +90,25 @@ def test_compiled_ranks_train_like_one(config: Path) -> None:  # noqa: F811
         assert_same_training(config.parent / name, config.parent / "one")
 
 
+def captions_by_shard(number: int) -> list[Caption]:
+    """Return 8, 3 or 1 captions, as many for all 8 images of a shard."""
+    count = (8, 3, 1)[number // 8 % 3]
+    return [caption("star " * (1 + number % 13) + f"w{number} {i}") for i in range(count)]
+
+
+def test_compiled_ddp_takes_any_number_of_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And any other size that varies, where it crosses from one bucket's graph into the next."""
+    path = write_config(tmp_path, steps=6, log_every=1, batch=16, micro_batch=4, trace=True)
+    write_shards(tmp_path / "shards", 64, captions_by_shard, size=(40, 40), shard_size=8)
+    monkeypatch.setenv("SMALL_BUCKETS", "1")
+    given = [f"{name}:text.max_words=32,train.compile={name}" for name in ("false", "true")]
+    code, said = finish(start(path, *given, ranks=2, module="tests.tcjepa.train.scenarios"))
+    assert code == 0, said
+    assert_same_training(tmp_path / "true", tmp_path / "false")
+
+
 #: What makes the host wait for a device: values fetched, sizes that depend on values.
 FETCHES = (
     "_local_scalar_dense",
