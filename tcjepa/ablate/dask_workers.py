@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pipeline import gpus
 from pipeline.settings import ConfigError
 from tcjepa.ablate.runner import Problem, problem_of
 from tcjepa.ablate.study import StudyConfig, Trial
@@ -65,15 +66,32 @@ class DaskWorkers:
 
 
 def run_here(trial: Trial, threads: int, before: Callable[[], bool]) -> Problem:
-    """Run a trial on this worker; return what went wrong.
+    """Run a trial on this worker, and its GPUs if it offers some; return what went wrong.
 
     Busy is a trial whose worker died: Dask runs it anew at once, while its process still saves.
     """
+    gpu = None
+    if offered := _offered_gpus():
+        gpu = gpus.claim(offered)
+        if gpu is None:
+            return (
+                f"the worker offers GPU={offered:g}, and other workers there have all GPUs that it "
+                "sees; start workers with --preload pipeline.workers, and each offers what it has"
+            )
     try:
-        process = start(trial, threads, before)
+        process = start(trial, threads, before, gpu or None)
     except TrialBusyError as error:
         return error
     return None if process is None else problem_of(trial, process.wait())
+
+
+def _offered_gpus() -> float:
+    from distributed import get_worker
+
+    try:
+        return float(get_worker().state.total_resources.get("GPU", 0))
+    except ValueError:  # on no worker
+        return 0.0
 
 
 __all__ = ["DaskWorkers", "run_here"]

@@ -18,6 +18,7 @@ from pipeline.settings import ConfigError, load, to_yaml
 from pipeline.storage import Directory
 from tcjepa.ablate.study import Trial
 from tcjepa.config import TrainConfig, differences
+from tcjepa.data.config import workers_for
 from tcjepa.train import checkpoint
 from tcjepa.train.log import STATUS_FILE
 from tcjepa.train.run import EVALUATION_FILE
@@ -80,7 +81,7 @@ def own_config(trial: Trial) -> TrainConfig:
 def start(
     trial: Trial, threads: int, before: Callable[[], bool], gpu: str | None = None
 ) -> subprocess.Popen[bytes] | None:
-    """Start a trial; it holds its folder's lock until it ends, however it ends.
+    """Start a trial on `threads` cores; it holds its folder's lock until it ends, however it ends.
 
     `before` is called once the folder is ours, and returns whether there is anything left to run:
     None if not. The trial sees no GPU but `gpu`, as `CUDA_VISIBLE_DEVICES` names it; None leaves
@@ -100,8 +101,11 @@ def start(
             raise TrialBusyError(f"{trial.folder} is being run by another process") from error
         if not before():
             return None
+        command.append(f"train.threads={threads}")
+        if own_config(trial).data.workers == "auto":  # by itself it would take all cores
+            command.append(f"data.workers={workers_for(threads)}")
         return subprocess.Popen(
-            [*command, f"train.threads={threads}"],
+            command,
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

@@ -150,5 +150,9 @@ def worker_count(config: DataConfig) -> int:
     if config.workers != "auto":
         return config.workers
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = usable_cores() // ranks
+    return workers_for(usable_cores() // ranks)
+
+
+def workers_for(cores: int) -> int:
+    """Return the number of loader processes of a rank that has so many cores."""
     return max(0, min(16, cores - 1))

@@ -111,6 +111,36 @@ def test_dask_workers_run_the_trials(world: Path) -> None:
     assert "1 of 1 runs finished" in write_report(made, outcomes(made))
 
 
+def gpu_of_a_trial() -> str | None:
+    """Return the GPU that a trial would be given on this worker."""
+    from tcjepa.ablate import dask_workers
+
+    given: list[str | None] = []
+    dask_workers.start = lambda _trial, _threads, _before, gpu: given.append(gpu)  # type: ignore
+    problem = dask_workers.run_here(None, 1, lambda: True)  # type: ignore[arg-type]
+    return str(problem) if problem else given[0]
+
+
+def test_trials_on_dask_workers_have_gpus_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setenv(gpus.VARIABLE, "5,7")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    options = {"threads_per_worker": 1, "dashboard_address": None, "resources": {"GPU": 1}}
+    with (
+        distributed.LocalCluster(n_workers=3, **options) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        workers = 2 * sorted(client.scheduler_info(n_workers=-1)["workers"])
+        asked = [client.submit(gpu_of_a_trial, workers=[one], pure=False) for one in workers]
+        found = client.gather(asked)
+    assert found[:3] == found[3:], "a worker keeps its GPU"
+    *own, refused = sorted(found[:3])
+    assert own == ["5", "7"]
+    assert "other workers there have all GPUs" in refused
+
+
 def test_no_scheduler_at_an_address_is_said(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tcjepa.ablate.dask_workers._CONNECT_SECONDS", 1)
     made = opened(world, scheduler="tcp://127.0.0.1:9")
