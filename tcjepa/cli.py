@@ -7,8 +7,10 @@ modules are imported by the command that needs them, so `--help` answers at once
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,18 +41,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Command = parsed.command
     try:
         return command.run(parsed)
-    except (ConfigError, SchemaError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        code = _said(error)
+        if code is None:
+            raise
+        return code
+
+
+def _said(error: BaseException) -> int | None:
+    """Print the message of an error that has one for the user; return the exit code, else None."""
+    if isinstance(error, (ConfigError, SchemaError)):
         say(f"error: {error}")
         return BAD_USAGE
-    except RuntimeError as error:
+    if isinstance(error, RuntimeError) and is_explained(error):
         # Divergence, unreadable data: the message says what to do, a traceback would hide it.
-        if not is_explained(error):
-            raise
         say(f"error: {error}")
         return FAILED
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         say("interrupted; the same command goes on from the last checkpoint")
         return INTERRUPTED
+    return None
 
 
 def say(line: str) -> None:
@@ -157,8 +167,29 @@ def _pretrain(parsed: argparse.Namespace) -> int:
     from tcjepa.train.loop import Ending
     from tcjepa.train.pretrain import pretrain
 
-    ending = pretrain(cached_in_run(config), say, parsed.fresh)
+    try:
+        ending = pretrain(cached_in_run(config), say, parsed.fresh)
+    except BaseException as error:
+        _end_rank(error)
+        raise
     return INTERRUPTED if ending is Ending.INTERRUPTED else DONE
+
+
+def _end_rank(error: BaseException) -> None:
+    """Say what went wrong and end this process, if it is one of several ranks.
+
+    Right here: what Python clears away at its exit would wait for the other ranks, which wait for
+    this one. `torchrun` ends them when it sees that this one is gone.
+    """
+    from tcjepa.train import distributed
+
+    if distributed.is_joined():
+        code = _said(error)
+        if code is None:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(FAILED if code is None else code)
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:

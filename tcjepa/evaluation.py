@@ -36,6 +36,7 @@ from tcjepa.model.jepa import TCJEPA, normalise
 from tcjepa.model.learner import Learner
 from tcjepa.noise import NoiseConfig
 from tcjepa.text import TextEncoder
+from tcjepa.train import hardware
 from tcjepa.train.checkpoint import Checkpoint
 from tcjepa.train.labels import class_column
 from tcjepa.train.objective import model_like, text_encoder_of
@@ -181,6 +182,7 @@ def evaluate_checkpoint(
     `config`'s objective, labels, model and text must be the checkpoint's. Raises `ConfigError` as
     `evaluation_sets` and `evaluate_encoder` do.
     """
+    hardware.keep_fp32(device)
     sets = evaluation_sets(config.evaluate, config.data)
     text = text_encoder_of(config)
     torch.manual_seed(config.train.seed)

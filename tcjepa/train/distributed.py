@@ -70,6 +70,11 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def is_joined() -> bool:
+    """Return whether this process has joined a process group and not left it."""
+    return dist.is_initialized()
+
+
 def mean(values: Tensor, world: World) -> Tensor:
     """Return the mean of a tensor over the ranks; every rank must call it."""
     if world.size > 1:

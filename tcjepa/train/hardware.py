@@ -44,9 +44,10 @@ def autocast(device: torch.device, is_bf16: bool) -> Iterator[None]:
 
 
 def keep_fp32(device: torch.device) -> None:
-    """Have convolutions compute in float32 where that was asked for; cuDNN's default is TF32."""
+    """Have float32 be computed in float32: cuDNN's default is TF32, and images may set cuBLAS's."""
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
 
 
 def set_threads(config: TrainSection, world: World) -> None:

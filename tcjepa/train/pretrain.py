@@ -30,11 +30,10 @@ def pretrain(config: TrainConfig, say: Say, fresh: bool = False) -> Ending:
     """
     world = distributed.start(config.train.device)
     tell = say if world.is_main else _say_nothing
-    try:
-        ending = _train(config, world, tell, fresh)
-        distributed.wait(world)
-    finally:
-        distributed.stop()
+    ending = _train(config, world, tell, fresh)
+    distributed.wait(world)
+    # Not after an error: NCCL's group is left together, and the other ranks may wait elsewhere.
+    distributed.stop()
     if world.is_main and config.train.evaluate_after and ending is Ending.FINISHED:
         found = checkpoint.latest(Directory(config.run), say)
         if found is not None:

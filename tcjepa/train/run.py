@@ -79,8 +79,7 @@ class Run:
         epoch = samples_per_epoch(len(self.index), config.data.tail, config.train.batch)
         self.schedule = optim.make_schedule(config.train, epoch)
         self.is_bf16 = hardware.uses_bf16(config.train, world.device)
-        if not self.is_bf16:
-            hardware.keep_fp32(world.device)
+        hardware.keep_fp32(world.device)  # in bf16 runs, too: for all that autocast leaves alone
 
         self._is_hashed = config.text.encoder == "hashed"
         text = text_encoder_of(config)

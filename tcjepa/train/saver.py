@@ -91,6 +91,9 @@ class Saver:
     def _start(self, step: int, job: Callable[[], object]) -> None:
         def run() -> None:
             try:
+                if self._world.device.type == "cuda":
+                    # Of each thread its own; else writing would begin a context on the first GPU.
+                    torch.cuda.set_device(self._world.device)
                 job()
             except Exception as error:
                 self._failure, self._failed_step = error, step
