@@ -78,7 +78,9 @@ class DataConfig(Settings):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="loader processes per rank; 0 loads inline [processes]"
     )
-    prefetch: Positive = Field(2, description="batches each worker prepares ahead [batches]")
+    prefetch: Positive = Field(
+        2, description="batches each worker prepares ahead, in shared memory [batches]"
+    )
     cache_dir: str | None = Field(
         None,
         description="local folder for remote shards and the mapped index, shared by the "

@@ -10,7 +10,10 @@ import contextlib
 import itertools
 import math
 import mmap
+import os
+import shutil
 import sys
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -19,6 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.settings import ConfigError
+
+_SHARED_MEMORY: Final = "/dev/shm"
 _ROOM: Final = 4 * 2**20
 _HUGE: Final = 2 * 2**20
 
@@ -96,9 +102,13 @@ class SharedBatches:
     The trainer makes it, sends it to its workers once, and names a number with each task. It takes
     a number again once the batch has come and nobody in the trainer holds it any more: sending a
     batch in memory of its own costs a descriptor, a mapping, and fresh pages on both sides.
+
+    Raises `ConfigError` if the system has less shared memory than all of it, or than that of all
+    ranks here: a worker that wrote beyond its end would be killed without a word.
     """
 
     def __init__(self, most: int, count: int, size: int) -> None:
+        _check_shared(most * count * size * size * 3)
         self.key = next(_KEYS)
         _MADE_HERE[self.key] = self
         # In one piece: each would take a descriptor, and no more than 253 can be sent at a time.
@@ -142,6 +152,21 @@ class Place(NamedTuple):
 _KEYS: Final = itertools.count()
 #: Of this process, for `DataLoader`'s pinning thread, which is given batches and nothing else.
 _MADE_HERE: Final[WeakValueDictionary[int, SharedBatches]] = WeakValueDictionary()
+
+
+def _check_shared(needed: int) -> None:
+    if not Path(_SHARED_MEMORY).exists():  # not on Linux
+        return
+    found = shutil.disk_usage(_SHARED_MEMORY)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # Each rank has batches of its own; what the others have written by now is not free any more.
+    if needed > found.free or needed * ranks > found.total:
+        raise ConfigError(
+            f"data.workers: the batches that workers prepare take {needed >> 20:,} MiB of shared "
+            f"memory for each of {ranks} ranks, and {_SHARED_MEMORY} has {found.free >> 20:,} of "
+            f"{found.total >> 20:,} MiB free; give a container more (docker: --shm-size, "
+            "--ipc=host), or lower data.workers, data.prefetch or train.batch"
+        )
 
 
 def _shared(shape: tuple[int, ...]) -> Tensor:

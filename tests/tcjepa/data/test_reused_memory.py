@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.settings import ConfigError
 from tcjepa.data.batch import Batch
 from tcjepa.data.config import DataConfig
 from tcjepa.data.decode import Scratch
@@ -96,6 +99,19 @@ def test_batches_kept_equal_batches_looked_at_one_by_one(tmp_path: Path) -> None
     one_by_one = [batch.images.clone() for batch in batches()]
     for own, other in zip(all_at_once, one_by_one, strict=True):
         np.testing.assert_array_equal(own, other)
+
+
+def test_too_little_shared_memory_is_said_before_a_worker_dies_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    total = shutil.disk_usage("/dev/shm").total
+    side = math.isqrt(total // 6) + 1  # two of these are more than there is
+    with pytest.raises(ConfigError, match=r"data\.workers: .* take [\d,]+ MiB .*--shm-size"):
+        SharedBatches(most=2, count=1, size=side)
+    fitting = math.isqrt(total // 3 // 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
+    with pytest.raises(ConfigError, match=r"for each of 9 ranks"):
+        SharedBatches(most=1, count=1, size=fitting)
 
 
 def written(shared: SharedBatches, numbers: list[int]) -> None:
