@@ -178,19 +178,21 @@ class _Run:
     ) -> Iterator[Job]:
         config = self.config
         last = UNTIL.index(until) if until else len(UNTIL)
-        measured = config.filter.model_copy(update={"block": BlockConfig()})  # lists may be long
-        fetch, lists = self._obtaining()
+        # Lists may be long: tasks find them in the run.
+        filters = config.filter.model_copy(update={"block": BlockConfig()})
+        lists = blocked.publish(self.run, config.filter.block)
+        fetch, fetching = self._obtaining(lists)
         for part in parts:
             yield Job(
                 "download", part.name, marks.download(part), fetch,
-                (part, self.source, config.download, *lists),
+                (part, self.source, config.download, *fetching),
                 resources=config.download.resources,
             )  # fmt: skip
             if last < UNTIL.index("filter"):
                 continue
             yield Job(
                 "filter", part.name, marks.filter(part), filter.measure,
-                (part.name, measured, needs_features(config)),
+                (part.name, filters, needs_features(config)),
                 after=(f"download-{part.name}",),
             )  # fmt: skip
             if config.embed is not None:
@@ -202,15 +204,15 @@ class _Run:
             if until == "select" or last < UNTIL.index("recaption"):
                 continue
             yield Job(
-                "recaption", part.name, marks.recaption(part), recaption.recaption,
-                (part.name, config.recaption, config.filter),
+                "recaption", part.name, marks.recaption(part), blocked.caption,
+                (part.name, config.recaption, filters, lists),
                 after=(f"filter-{part.name}",), resources=config.recaption.resources,
             )  # fmt: skip
 
-    def _obtaining(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def _obtaining(self, lists: str | None) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Return the task that gets a part's images, fetched or in place, and more arguments."""
         if not self.source.in_place:
-            return blocked.fetch, (blocked.publish(self.run, self.config.filter.block),)
+            return blocked.fetch, (lists,)
         from pipeline.stages.adopt import adopt
 
         return adopt, ()

@@ -1,8 +1,8 @@
-"""Hosts and URLs of the blocklists, where tasks find them: in the run directory, by digest.
+"""Hosts, URLs and uids of the blocklists, where tasks find them: in the run directory, by digest.
 
 The lists may be long and tasks are many, so a task carries the digest and a process reads the lists
-once. They are in no fingerprint of `download`: adding a host does not fetch everything anew; images
-that were fetched before are dropped by `select`.
+once. Hosts and URLs are in no fingerprint of `download`: adding a host does not fetch everything
+anew; images that were fetched before are dropped by `select`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from pipeline.fetch.blocklist import Blocklist
 from pipeline.fetch.errors import FetchError
 from pipeline.fetch.targets import parse
 from pipeline.filters.blocklist import BlockConfig
+from pipeline.filters.config import FilterConfig
 from pipeline.part import Part
 from pipeline.sources.row import Source
 from pipeline.stages.download import DownloadConfig, download
+from pipeline.stages.recaption import RecaptionConfig, recaption
 from pipeline.stages.task import StageReport, Task
 from pipeline.storage import Directory
 
@@ -32,7 +34,7 @@ def publish(run: Directory, config: BlockConfig) -> str | None:
     Raises `ConfigError` if a list's file can't be read, or an entry is no host or no URL.
     """
     check(config)
-    lists = {name: config.entries(name) for name in ("hosts", "urls")}
+    lists = {name: config.entries(name) for name in ("hosts", "urls", "uids")}
     if not any(lists.values()):
         return None
     digest = hashlib.sha256(json.dumps(lists).encode()).hexdigest()[:16]
@@ -55,6 +57,18 @@ def fetch(
     return download(task, part, source, config, blocklist)
 
 
+def caption(
+    task: Task, part: str, config: RecaptionConfig, filters: FilterConfig, lists: str | None
+) -> StageReport:
+    """Run `recaption` without the images whose uids are in the lists of a digest.
+
+    `filters` has no blocklist of its own.
+    """
+    if lists is not None:
+        filters = filters.model_copy(update={"block": _uids(task.run.url, lists)})
+    return recaption(task, part, config, filters)
+
+
 def url_reasons(urls: pa.ChunkedArray, config: BlockConfig) -> list[str | None]:
     """Return `blocked_host`, `blocked_url` or null for each URL (n,) of string."""
     blocklist = _blocklist({name: config.entries(name) for name in ("hosts", "urls")})
@@ -74,6 +88,11 @@ def _reason(url: str | None, blocklist: Blocklist) -> str | None:
 @functools.lru_cache(maxsize=2)
 def _read(url: str, digest: str) -> Blocklist:
     return _blocklist((Directory(url) / FOLDER).read_json(f"{digest}.json"))
+
+
+@functools.lru_cache(maxsize=2)
+def _uids(url: str, digest: str) -> BlockConfig:
+    return BlockConfig(uids=(Directory(url) / FOLDER).read_json(f"{digest}.json")["uids"])
 
 
 def _blocklist(lists: dict[str, list[str]]) -> Blocklist:

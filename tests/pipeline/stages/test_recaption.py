@@ -20,10 +20,12 @@ import pytest
 from pipeline.captioners import device_errors, loaded
 from pipeline.captioners.request import CaptionResult
 from pipeline.cluster import ClusterConfig, connect
+from pipeline.filters.blocklist import BlockConfig
 from pipeline.filters.config import FilterConfig, ImageFilterConfig
 from pipeline.part import cut
 from pipeline.settings import ConfigError, build, effective, to_yaml
 from pipeline.sources.folder import FolderConfig, FolderSource
+from pipeline.stages import blocked
 from pipeline.stages import filter as measuring
 from pipeline.stages import recaption as recaptioning
 from pipeline.stages.download import DownloadConfig, download
@@ -160,6 +162,20 @@ def rows_of(run: Directory) -> list[dict[str, Any]]:
     return rows
 
 
+def test_no_caption_is_asked_for_blocked_images(many: Directory, server: Any) -> None:
+    """A task carries the lists' digest: a list of a million uids would travel with every part."""
+    table = tables_of(many, "download").read_table("00000.parquet")
+    uids = sorted(table["uid"].to_pylist())[:5]
+    lists = blocked.publish(many, BlockConfig(uids=[*uids, "0" * 32]))
+    made = build(RecaptionConfig, asking(server))
+    blocked.caption(Task(many, "recaption", "x"), "00000", made, ANY_SIZE, lists)
+    assert {row["uid"] for row in rows_of(many)} == set(table["uid"].to_pylist()) - set(uids)
+    assert len(server.asked) == 2 * (24 - 5)
+    assert blocked.publish(many, BlockConfig()) is None
+    blocked.caption(Task(many, "recaption", "x"), "00000", made, ANY_SIZE, None)
+    assert len(rows_of(many)) == 24
+
+
 def test_a_rerun_asks_nothing_whatever_changes_but_the_question(
     many: Directory, server: Any
 ) -> None:
@@ -242,6 +258,7 @@ def test_no_file_and_no_log_line_holds_the_key(
 KILLED = """
 import sys
 from pipeline.captioners import answers
+from pipeline.filters.blocklist import BlockConfig
 from pipeline.filters.config import FilterConfig, ImageFilterConfig
 from pipeline.settings import build
 from pipeline.stages.recaption import RecaptionConfig, recaption
