@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster import ClusterConfig, connect
+from pipeline.device_errors import device_lost
 from pipeline.progress import Progress
 from pipeline.stages.task import StageReport, Task, which_done
 from pipeline.storage import Directory
+from pipeline.workers import end_worker
 
 EVENTS = "events.jsonl"
 #: There while a cluster works on the run: the dashboard's link and the driver's process id.
@@ -231,7 +233,15 @@ def _text(error: BaseException) -> str:
 def _work(
     function: Callable[..., StageReport], task: Task, arguments: tuple[Any, ...], after: list[Any]
 ) -> Finished:
-    """Run one stage task on a worker; `after` only makes Dask wait for what it names."""
+    """Run one stage task on a worker; `after` only makes Dask wait for what it names.
+
+    A worker whose GPU is lost ends: it would fail all that comes, at once, and so get more of it.
+    """
     started = time.monotonic()
-    report = function(task, *arguments)
+    try:
+        report = function(task, *arguments)
+    except Exception as error:
+        if device_lost(error):
+            end_worker()
+        raise
     return Finished(report, time.monotonic() - started)

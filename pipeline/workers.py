@@ -131,6 +131,27 @@ def dask_setup(worker: Any) -> None:
             del resources["GPU"]
 
 
+def end_worker() -> None:
+    """Have this Dask worker end as soon as its task has failed; its nanny starts it anew.
+
+    Without a worker, or without a nanny, nothing ends: nobody would come back.
+    """
+    from distributed import Status, get_worker
+
+    try:
+        worker = get_worker()
+    except ValueError:
+        return
+
+    async def end() -> None:
+        # At once, before the scheduler hears of the failure: the next try must not come here.
+        worker.status = Status.paused
+        await worker.close_gracefully(restart=True, reason="the device is lost")
+
+    if worker.nanny is not None:
+        worker.loop.add_callback(end)
+
+
 def _doorkeeper(fault: Callable[..., str | None]) -> Any:
     from distributed import WorkerPlugin
 

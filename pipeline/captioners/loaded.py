@@ -6,8 +6,8 @@ import logging
 import threading
 from typing import Final
 
-from pipeline.captioners.device_errors import out_of_memory, release_memory
 from pipeline.captioners.vision_language import VisionLanguageModel
+from pipeline.device_errors import out_of_memory, release_memory
 
 log = logging.getLogger(__name__)
 

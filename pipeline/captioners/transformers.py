@@ -17,12 +17,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.captioners.answers import Answer, Answers
-from pipeline.captioners.device_errors import (
-    DeviceLostError,
-    device_lost,
-    out_of_memory,
-    release_memory,
-)
 from pipeline.captioners.loaded import drop_other_models, forget_models, load_model
 from pipeline.captioners.prompted import Failures, PromptedCaptioner, PromptedConfig
 from pipeline.captioners.request import CaptionRequest
@@ -31,6 +25,12 @@ from pipeline.captioners.vision_language import (
     ImageBatch,
     VisionLanguageModel,
     first_line,
+)
+from pipeline.device_errors import (
+    DeviceLostError,
+    device_lost,
+    out_of_memory,
+    release_memory,
 )
 from pipeline.settings import PACE, ConfigError
 

@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 
 from pipeline.captioners.annotations import AnnotationsConfig
 from pipeline.captioners.answers import ANSWERS, Answers
-from pipeline.captioners.device_errors import DeviceLostError
 from pipeline.captioners.loaded import hold_models
 from pipeline.captioners.openai import OpenAIConfig
 from pipeline.captioners.request import Captioner, CaptionRequest, CaptionResult
@@ -131,12 +130,8 @@ def recaption(task: Task, part: str, config: RecaptionConfig, filters: FilterCon
     results: list[list[CaptionResult]] = []
     figures: defaultdict[str, float] = defaultdict(float)
     with Answers(tables_of(task.run, ANSWERS), part) as answers:
-        try:
-            for captioner in captioners:
-                results.append(_captioned(task, captioner, wanted, answers, figures))
-        except DeviceLostError:
-            _end_worker()
-            raise
+        for captioner in captioners:
+            results.append(_captioned(task, captioner, wanted, answers, figures))
     names = [captioner.name for captioner in captioners]
     rows = [
         {"uid": image.uid, **_join(names, answered, config.max_captions)}
@@ -186,27 +181,6 @@ def _captioned(
     if costs.gpu_s:
         figures["gpu_seconds"] += costs.gpu_s
     return results
-
-
-def _end_worker() -> None:
-    """Have this Dask worker end as soon as its task has failed; its nanny starts it anew.
-
-    Without a worker, or without a nanny, nothing ends: nobody would come back.
-    """
-    from distributed import Status, get_worker
-
-    try:
-        worker = get_worker()
-    except ValueError:
-        return
-
-    async def end() -> None:
-        # At once, before the scheduler hears of the failure: the next try must not come here.
-        worker.status = Status.paused
-        await worker.close_gracefully(restart=True, reason="the device is lost")
-
-    if worker.nanny is not None:
-        worker.loop.add_callback(end)
 
 
 def _wanted(task: Task, part: str, filters: FilterConfig) -> list[_Wanted]:

@@ -14,12 +14,12 @@ from tokenizers import processors
 from transformers import AutoProcessor
 
 from pipeline.captioners.answers import Answer, Answers
-from pipeline.captioners.device_errors import DeviceLostError
 from pipeline.captioners.loaded import hold_models, load_model
 from pipeline.captioners.request import CaptionRequest, CaptionResult
 from pipeline.captioners.sampling import RowSampler
 from pipeline.captioners.transformers import TransformersCaptioner
 from pipeline.captioners.vision_language import ImageBatch
+from pipeline.device_errors import DeviceLostError
 from tests.pipeline.captioners import tiny_models as tiny
 from tests.pipeline.captioners.tiny_captioners import PROMPTS, config_for, requests_for, stubbed
 

@@ -17,9 +17,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.captioners import device_errors, loaded
-from pipeline.captioners.request import CaptionResult
-from pipeline.cluster import ClusterConfig, connect
+from pipeline.captioners import loaded
 from pipeline.filters.blocklist import BlockConfig
 from pipeline.filters.config import FilterConfig, ImageFilterConfig
 from pipeline.part import cut
@@ -27,7 +25,6 @@ from pipeline.settings import ConfigError, build, effective, to_yaml
 from pipeline.sources.folder import FolderConfig, FolderSource
 from pipeline.stages import blocked
 from pipeline.stages import filter as measuring
-from pipeline.stages import recaption as recaptioning
 from pipeline.stages.download import DownloadConfig, download
 from pipeline.stages.recaption import RecaptionConfig, check, recaption
 from pipeline.stages.task import StageReport, Task, tables_of
@@ -358,30 +355,6 @@ def test_captioners_of_a_run_load_their_models_once_over_its_parts(
         report = report_of(run, {"captioners": captioners})
         assert report.figures["blip_answers"] == report.figures["llava_answers"] == 2
     assert names == ["blip", "llava"]
-
-
-def test_a_worker_that_lost_its_device_is_replaced_and_its_part_tried_again(
-    run: Directory, tmp_path: Path
-) -> None:
-    lost = tmp_path / "lost"
-
-    def captioned(*_: Any) -> Any:
-        if lost.exists():
-            return [CaptionResult([("A dog.", "x")], None)] * 2
-        lost.write_text(str(os.getpid()))
-        raise device_errors.DeviceLostError("CUDA error")
-
-    def work() -> tuple[StageReport, int]:
-        # In a worker, where nothing is patched yet.
-        recaptioning._captioned = captioned
-        config = build(RecaptionConfig, {"captioners": [{"kind": "annotations"}]})
-        report = recaption(Task(run, "recaption", "x"), "00000", config, ANY_SIZE)
-        return report, os.getpid()
-
-    with connect(ClusterConfig(workers=1, dashboard=None), str(tmp_path)) as client:
-        report, process = client.submit(work, retries=1).result(timeout=120)
-    assert report.counts["captions"] == 2
-    assert process != int(lost.read_text())
 
 
 def test_images_are_read_only_for_captioners_that_look(many: Directory, server: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 #: How allocators other than the CUDA one, and libraries that CUDA calls, say it in a RuntimeError.
 _NO_MEMORY = (
@@ -14,9 +15,8 @@ _NO_MEMORY = (
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether memory, of a GPU or of the machine, ran out."""
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    torch = sys.modules.get("torch")  # whose errors there are none of before it is loaded
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
@@ -27,11 +27,10 @@ class DeviceLostError(RuntimeError):
 
 def device_lost(error: BaseException) -> bool:
     """Return whether what is on the device is lost: any later call would fail as this one did."""
-    import torch
-
+    torch = sys.modules.get("torch")
     if out_of_memory(error):
         return False
-    if isinstance(error, torch.AcceleratorError):
+    if isinstance(error, DeviceLostError) or (torch and isinstance(error, torch.AcceleratorError)):
         return True
     return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
 
