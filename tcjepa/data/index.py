@@ -35,6 +35,7 @@ from tcjepa.data.verify import (
     check_hashes,
     check_listed,
     check_local,
+    check_there,
     keep_expected,
     load_expected,
     read_expected,
@@ -138,6 +139,8 @@ class ShardIndex:
     def _verify(self, how: Verify, expected: dict[str, Expected]) -> None:
         if how == "none":
             return
+        if how == "sha256":
+            check_there(self.directory, expected)
         check_listed(self.directory, self.shards, expected)
         if self.directory.is_local:
             needed = dict(zip(self.shards, self.shard_ends.tolist(), strict=True))

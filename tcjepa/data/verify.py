@@ -64,6 +64,15 @@ def load_expected(path: Path) -> dict[str, Expected]:
     return {name: Expected(*values) for name, values in json.loads(path.read_bytes()).items()}
 
 
+def check_there(directory: Directory, expected: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if there is no manifest, or one that lists no shard."""
+    if not expected:
+        raise ConfigError(
+            f"data.verify=sha256: {directory.url} has no {MANIFEST_FILE} to verify against, or one "
+            "without shards; use data.verify=size"
+        )
+
+
 def check_listed(directory: Directory, shards: Iterable[str], expected: Mapping[str, Any]) -> None:
     """Raise `DamagedShardError` if the index names shards that the manifest does not."""
     missing = {shard: "not in the manifest" for shard in shards if shard not in expected}
@@ -103,14 +112,8 @@ def check_hashes(
     """Compare the SHA-256 of local shards with the manifest, once per node and file.
 
     What was found is kept in `folder` with each file's size and times, so that neither other ranks
-    nor a resumed run reads an unchanged shard again. Raises `DamagedShardError`, and `ConfigError`
-    if there is no manifest, or one that lists no shard.
+    nor a resumed run reads an unchanged shard again. Raises `DamagedShardError`.
     """
-    if not expected:
-        raise ConfigError(
-            f"data.verify=sha256: {directory.url} has no {MANIFEST_FILE} to verify against, or one "
-            "without shards; use data.verify=size"
-        )
     name = hashlib.sha256(directory.url.encode()).hexdigest()[:16]
     record = folder / f"verified-{name}.json"
     with locked(folder / f"verified-{name}.lock"):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.schema import MANIFEST_FILE
 from pipeline.settings import ConfigError
 from tcjepa.data import remote as remote_module
 from tcjepa.data.cache import ShardCache
@@ -62,6 +63,13 @@ def test_remote_batches_equal_local_ones(store: Store, tmp_path: Path, ranges: b
     for a, b in zip(*batches, strict=True):
         assert torch.equal(a.images, b.images) and a.captions == b.captions
     assert all(store.count(f"train-{n:05d}.tar") for n in range(4))
+
+
+def test_fetched_shards_cannot_be_hashed_against_no_manifest(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "shards" / MANIFEST_FILE).unlink()
+    with pytest.raises(ConfigError, match=r"data.verify=sha256: .* use data.verify=size"):
+        ShardIndex.open(config_of(store, tmp_path, verify="sha256"))
+    assert len(ShardIndex.open(config_of(store, tmp_path, verify="size"))) == 16
 
 
 def _fetch(index: ShardIndex, barrier: Any) -> None:
