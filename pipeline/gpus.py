@@ -14,11 +14,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-#: What this process claimed, and the locked file that says so for as long as the process lives.
-_claimed: dict[str, IO[Any]] = {}
+#: What this process claimed, and the descriptor of the locked file that says so while it lives.
+_claimed: dict[str, int] = {}
 
 
 def visible() -> list[str]:
@@ -63,13 +62,14 @@ def claim(each: float) -> str | None:
         for group in groups(gpus, math.ceil(each)):
             safe = "".join(c if c.isalnum() else "-" for c in group)
             path = Path(tempfile.gettempdir()) / f"tcjepa-gpu-{scope}-{safe}-{turn}.lock"
-            file = path.open("w")
+            # Anybody may write to that folder: no link is followed there, and nothing emptied.
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.close()
+                os.close(lock)
                 continue
-            _claimed[group] = file
+            _claimed[group] = lock
             return group
     return None
 

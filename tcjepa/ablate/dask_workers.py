@@ -13,6 +13,7 @@ from pipeline.settings import ConfigError
 from tcjepa.ablate.runner import Problem, problem_of
 from tcjepa.ablate.study import StudyConfig, Trial
 from tcjepa.ablate.trial import TrialBusyError, start
+from tcjepa.data.config import workers_for
 
 _CONNECT_SECONDS = 30
 
@@ -33,7 +34,7 @@ class DaskWorkers:
             raise ConfigError(
                 f"scheduler: no Dask scheduler answers at {study.scheduler}: {error}"
             ) from error
-        self._threads, self._resources = study.threads or 1, study.resources
+        self._threads, self._resources = study.threads, study.resources
         self._futures: dict[Trial, Any] = {}
 
     @property
@@ -65,9 +66,10 @@ class DaskWorkers:
         self._client.close()
 
 
-def run_here(trial: Trial, threads: int, before: Callable[[], bool]) -> Problem:
+def run_here(trial: Trial, threads: int | None, before: Callable[[], bool]) -> Problem:
     """Run a trial on this worker, and its GPUs if it offers some; return what went wrong.
 
+    `threads` are the cores that the trial may use; None: one to compute on, all to load data.
     Busy is a trial whose worker died: Dask runs it anew at once, while its process still saves.
     """
     gpu = None
@@ -79,7 +81,8 @@ def run_here(trial: Trial, threads: int, before: Callable[[], bool]) -> Problem:
                 "sees; start workers with --preload pipeline.workers, and each offers what it has"
             )
     try:
-        process = start(trial, threads, before, gpu or None)
+        workers = None if threads is None else workers_for(threads)
+        process = start(trial, threads or 1, before, gpu or None, workers)
     except TrialBusyError as error:
         return error
     return None if process is None else problem_of(trial, process.wait())

@@ -25,6 +25,7 @@ from tcjepa.ablate.trial import (
     write_config,
 )
 from tcjepa.config import TrainConfig
+from tcjepa.data.config import workers_for
 
 Say = Callable[[str], None]
 Problem = str | TrialBusyError | None
@@ -194,7 +195,7 @@ class Processes:
         """Begin a trial."""
         gpu = gpus.least_used(self._gpus, (self._gpu_of[other] for other in self._running))
         try:
-            process = start(trial, self._threads, before, gpu)
+            process = start(trial, self._threads, before, gpu, workers_for(self._threads))
         except TrialBusyError as error:
             self._not_run.append((trial, error))
             return

@@ -18,7 +18,6 @@ from pipeline.settings import ConfigError, load, to_yaml
 from pipeline.storage import Directory
 from tcjepa.ablate.study import Trial
 from tcjepa.config import TrainConfig, differences
-from tcjepa.data.config import workers_for
 from tcjepa.train import checkpoint
 from tcjepa.train.log import STATUS_FILE
 from tcjepa.train.run import EVALUATION_FILE
@@ -79,14 +78,18 @@ def own_config(trial: Trial) -> TrainConfig:
 
 
 def start(
-    trial: Trial, threads: int, before: Callable[[], bool], gpu: str | None = None
+    trial: Trial,
+    threads: int,
+    before: Callable[[], bool],
+    gpu: str | None = None,
+    workers: int | None = None,
 ) -> subprocess.Popen[bytes] | None:
-    """Start a trial on `threads` cores; it holds its folder's lock until it ends, however it ends.
+    """Start a trial; it holds its folder's lock until it ends, however it ends.
 
     `before` is called once the folder is ours, and returns whether there is anything left to run:
     None if not. The trial sees no GPU but `gpu`, as `CUDA_VISIBLE_DEVICES` names it; None leaves
-    that to the caller's. Raises `TrialBusyError` if another process has it: two writers would spoil
-    each other's log.
+    that to the caller's. `workers` is what `data.workers=auto` means for it; None: all cores.
+    Raises `TrialBusyError` if another process has it: two writers would spoil each other's log.
     """
     folder = Path(trial.folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,8 +105,8 @@ def start(
         if not before():
             return None
         command.append(f"train.threads={threads}")
-        if own_config(trial).data.workers == "auto":  # by itself it would take all cores
-            command.append(f"data.workers={workers_for(threads)}")
+        if workers is not None and own_config(trial).data.workers == "auto":
+            command.append(f"data.workers={workers}")
         return subprocess.Popen(
             command,
             stdout=log,

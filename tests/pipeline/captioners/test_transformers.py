@@ -229,8 +229,8 @@ def test_a_package_that_a_processor_lacks_is_named(
 
 
 def test_smolvlms_processor_can_be_made() -> None:
-    transformers.SmolVLMProcessor(
-        transformers.SmolVLMImageProcessor(),
-        tiny.tokenizer(),
-        transformers.SmolVLMVideoProcessor(),
+    words = tiny.tokenizer()
+    made = transformers.SmolVLMProcessor(
+        transformers.SmolVLMImageProcessor(), words, transformers.SmolVLMVideoProcessor()
     )
+    assert made.tokenizer is words, "without num2words it raises ImportError"

@@ -116,7 +116,7 @@ def gpu_of_a_trial() -> str | None:
     from tcjepa.ablate import dask_workers
 
     given: list[str | None] = []
-    dask_workers.start = lambda _trial, _threads, _before, gpu: given.append(gpu)  # type: ignore
+    dask_workers.start = lambda *arguments: given.append(arguments[3])  # type: ignore
     problem = dask_workers.run_here(None, 1, lambda: True)  # type: ignore[arg-type]
     return str(problem) if problem else given[0]
 
