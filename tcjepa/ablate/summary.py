@@ -165,9 +165,12 @@ def _recoveries(study: StudyConfig, arms: Arms) -> list[RecoveryRecord]:
                 same = combine([(1.0, clean), (-1.0, noisy), (0.0, name)], own)
                 if won is not None and same is not None:
                     shares[name][measure] = Estimate(**vars(share(won, same)))
-        records.append(
-            RecoveryRecord(name=entry.title, clean=clean, noisy=noisy, losses=losses, shares=shares)
-        )
+        if losses:  # none where `only` or `references` left out one of the two arms
+            records.append(
+                RecoveryRecord(
+                    name=entry.title, clean=clean, noisy=noisy, losses=losses, shares=shares
+                )
+            )
     return records
 
 

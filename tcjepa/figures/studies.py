@@ -94,6 +94,7 @@ def plot(rest: str, files: ResultFiles, page: Path, write: bool) -> str:
 def narrowed(result: StudyResult, measures: Iterable[str], arms: Iterable[str]) -> StudyResult:
     """Return a study's results of some measures and arms only; the names are of both."""
     keep, own = set(measures), set(arms)
+    cut = {curve.name for curve in result.curves if not {p[1] for p in curve.points} <= own}
 
     def some(values: dict[str, Any], names: set[str] = keep) -> dict[str, Any]:
         return {name: value for name, value in values.items() if name in names}
@@ -122,6 +123,7 @@ def narrowed(result: StudyResult, measures: Iterable[str], arms: Iterable[str]) 
             "slopes": tuple(
                 record.model_copy(update={"measures": some(record.measures)})
                 for record in result.slopes
+                if record.curve not in cut  # fitted to arms that are not shown
             ),
             "recoveries": tuple(
                 record.model_copy(

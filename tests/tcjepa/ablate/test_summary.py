@@ -106,6 +106,14 @@ def test_recovery_is_a_share_of_the_loss_and_undefined_without_one(result: Study
     assert all(e.value is None for e in nothing.shares["rate 0.5"].values())
 
 
+@pytest.mark.parametrize("left", [0.0, 1.0])
+def test_nothing_is_recovered_where_one_of_the_two_arms_was_left_out(
+    left: float, world: Path
+) -> None:
+    made = opened(world, recovery=MADE["recovery"][:1], only={"data.noise.rate": [left, 0.5]})
+    assert summarise(made, outcomes(made), "").recoveries == ()
+
+
 def test_untrained_text_paths_stand_for_themselves_only(world: Path) -> None:
     """Arms with one encoder share its untrained twin, but not what other predictors made of it."""
     made = [

@@ -115,6 +115,10 @@ def test_a_plot_does_not_depend_on_when_or_where_its_study_ran(study: Repository
             "<!-- study: noise.json contrasts\narms: swap* -->\n<!-- /study -->",
             "the table contrasts of noise.json has no rows",
         ),
+        (
+            "<!-- study: noise.json slopes\narms: swap* -->\n<!-- /study -->",
+            "the table slopes of noise.json has no rows",
+        ),
         ("<!-- plot: noise.json lines a.png -->\n<!-- /plot -->", "has no picture 'lines'; the"),
         ("<!-- plot: noise.json curves a.jpg -->\n<!-- /plot -->", "plot takes a file, a pict"),
         ("<!-- plot: noise.json curves ../a.png -->\n<!-- /plot -->", "plot takes a file, a pict"),
