@@ -35,11 +35,16 @@ ablation: setup
 	@for study in $(if $(filter all,$(STUDY)),$(STUDIES),$(STUDY)); do \
 		$(MAKE) --no-print-directory study-$$study || exit 1; done
 
-# Studies of captions that were corrupted before scoring, and of a second captioner, need shards of
+# Studies of captions that were corrupted before scoring, and of other captioners, need shards of
 # their own.
 study-remedies study-filtering: $(STUDIED)/derangement/shards/manifest.json
 study-captioners: $(STUDIED)/captioners/shards/manifest.json
+study-omission: $(STUDIED)/omission/shards/manifest.json
 SHARDS_captioners = $(STUDIED)/captioners/shards
+SHARDS_omission = $(STUDIED)/omission/shards
+CAPTIONERS_captioners = {kind: annotations, name: weak, max_captions: 8, error_rate: 0.5, seed: 1}
+CAPTIONERS_omission = {kind: annotations, name: half, max_captions: 8, omission_rate: 0.5}, \
+	{kind: annotations, name: bare, max_captions: 8, omission_rate: 1.0}
 ARGS_remedies = constants.derangement=$(STUDIED)/derangement/shards
 ARGS_filtering = $(ARGS_remedies)
 
@@ -56,10 +61,11 @@ $(STUDIED)/derangement/shards/manifest.json: $(STUDIED)/world/shards/manifest.js
 		kind=derangement rate=0.4
 	$(BIN)/python -m pipeline shards $(STUDIED)/derangement/noisy.yaml
 
-$(STUDIED)/captioners/shards/manifest.json: | setup
-	$(BIN)/python -m pipeline shards data_configs/studies_cpu.yaml run=$(STUDIED)/captioners \
-		'recaption.captioners=[{kind: annotations, max_captions: 8}, {kind: annotations, name: weak, max_captions: 8, error_rate: 0.5, seed: 1}]' \
-		recaption.max_captions=16
+OTHER_CAPTIONERS := $(foreach study,captioners omission,$(STUDIED)/$(study)/shards/manifest.json)
+$(OTHER_CAPTIONERS): $(STUDIED)/%/shards/manifest.json: | setup
+	$(BIN)/python -m pipeline shards data_configs/studies_cpu.yaml run=$(STUDIED)/$* \
+		'recaption.captioners=[{kind: annotations, max_captions: 8}, $(CAPTIONERS_$*)]' \
+		recaption.max_captions=24
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=85

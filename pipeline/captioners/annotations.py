@@ -15,7 +15,7 @@ from pydantic import Field
 from pipeline.captioners.answers import Answers
 from pipeline.captioners.claims import claims, falsify
 from pipeline.captioners.request import CaptionRequest, CaptionResult
-from pipeline.captioners.scene_graph import parse
+from pipeline.captioners.scene_graph import parse, sparser
 from pipeline.captioners.wording import sentence
 from pipeline.settings import Settings
 
@@ -39,7 +39,14 @@ class AnnotationsConfig(Settings):
         description="probability that a sentence has a wrong attribute, object, relation, count or "
         "place, or an invented object [share]",
     )
-    seed: int = Field(0, ge=0, description="seed of the choice of sentences and errors")
+    omission_rate: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="probability that an attribute of an object goes unsaid in all captions of its "
+        "image [share]",
+    )
+    seed: int = Field(0, ge=0, description="seed of the choice of sentences, errors and omissions")
 
 
 class AnnotationsCaptioner:
@@ -50,7 +57,8 @@ class AnnotationsCaptioner:
     (malformed).
 
     Rates are nested: a claim that is falsified at a low rate is falsified the same way at a higher
-    one, so that captioners of different strength differ in their errors only.
+    one, so that captioners of different strength differ in their errors only; and what goes unsaid
+    at a low rate goes unsaid at a higher one.
     """
 
     def __init__(self, config: AnnotationsConfig) -> None:
@@ -74,8 +82,9 @@ class AnnotationsCaptioner:
             graph = parse(request.annotations)
         except ValueError:
             return CaptionResult([], "bad_annotations")
+        told = sparser(graph, self.config.omission_rate, self._stream(request.uid, "omissions"))
         said: dict[str, str] = {}  # text -> form
-        for number, claim in enumerate(claims(graph, self._stream(request.uid, "claims"))):
+        for number, claim in enumerate(claims(told, self._stream(request.uid, "claims"))):
             if len(said) == self.config.max_captions:
                 break
             draw = self._stream(request.uid, f"claim {number}")

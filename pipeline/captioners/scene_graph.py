@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pipeline.sources.row import clean_text
@@ -70,6 +71,19 @@ def parse(annotations: str) -> SceneGraph:
         return SceneGraph(things, relations, None if background is None else _word(background))
     except (LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"malformed annotations: {error!r}") from error
+
+
+def sparser(graph: SceneGraph, rate: float, draw: random.Random) -> SceneGraph:
+    """Return the graph with a share `rate` of its objects' attributes left out, at random.
+
+    What is left out at one rate is left out at every higher one drawn from the same stream.
+    """
+    things = tuple(
+        # One number per attribute whatever the rate; it is below 1, so that rate 1 leaves none.
+        replace(thing, attributes=tuple(a for a in thing.attributes if draw.random() >= rate))
+        for thing in graph.things
+    )
+    return replace(graph, things=things)
 
 
 def _either(item: Any, *names: str) -> Any:

@@ -1,6 +1,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from pipeline.captioners import confusions
 from pipeline.captioners.annotations import AnnotationsCaptioner, AnnotationsConfig
 from pipeline.captioners.claims import claims, falsify, holds
 from pipeline.captioners.request import CaptionRequest, CaptionResult
-from pipeline.captioners.scene_graph import SceneGraph, Thing, parse
+from pipeline.captioners.scene_graph import SceneGraph, Thing, parse, sparser
 from pipeline.captioners.wording import sentence
 from pipeline.settings import ConfigError, build
 from pipeline.sources.scenes.config import ScenesConfig
@@ -37,9 +38,9 @@ def graphs(draw: st.DrawFn) -> SceneGraph:
 
 
 def caption(
-    annotations: str | None, uid: str = "u", max_captions: int = 8, error_rate: float = 0.0
+    annotations: str | None, uid: str = "u", max_captions: int = 8, **rates: float
 ) -> CaptionResult:
-    config = AnnotationsConfig(max_captions=max_captions, error_rate=error_rate)
+    config = AnnotationsConfig(max_captions=max_captions, **rates)
     (result,) = AnnotationsCaptioner(config).caption([CaptionRequest(uid, b"", annotations)])
     return result
 
@@ -222,6 +223,39 @@ def test_nothing_to_tell_is_no_annotations(annotations: str | None) -> None:
 @settings(max_examples=50)
 def test_arbitrary_text_never_raises(annotations: str) -> None:
     assert caption(annotations).error in ("bad_annotations", "no_annotations")
+
+
+@given(graphs(), st.integers(0, 99), st.floats(0, 1), st.floats(0, 1))
+def test_what_goes_unsaid_at_one_rate_goes_unsaid_at_every_higher_one(
+    graph: SceneGraph, seed: int, one: float, other: float
+) -> None:
+    low, high = sorted((one, other))
+    more, fewer = (sparser(graph, rate, random.Random(seed)) for rate in (low, high))
+    for whole, some, least in zip(graph.things, more.things, fewer.things, strict=True):
+        assert set(least.attributes) <= set(some.attributes) <= set(whole.attributes)
+        assert replace(least, attributes=whole.attributes) == whole
+    assert (fewer.relations, fewer.background) == (graph.relations, graph.background)
+    assert sparser(graph, 0.0, random.Random(seed)) == graph
+    assert not any(t.attributes for t in sparser(graph, 1.0, random.Random(seed)).things)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
+def test_share_of_attributes_that_no_caption_names_is_the_omission_rate(rate: float) -> None:
+    said = total = 0
+    for index in range(300):
+        found = scene(WORLD, "train", index)
+        told = caption(found.annotations(), str(index), 64, omission_rate=rate).captions
+        assert {form for _, form in told} >= {"object", "background", "count", "summary"}
+        named = set(re.findall(r"\w+", " ".join(text for text, _ in told)))
+        own = {attribute for thing in found.objects for attribute in thing.attributes}
+        said, total = said + len(own & named), total + len(own)
+        truth = parse(found.annotations())
+        assert all(
+            holds(c, truth)
+            for c in claims(sparser(truth, rate, random.Random(0)), random.Random(1))
+        )
+    # An attribute that two objects of an image share is told if either tells it.
+    assert said / total == pytest.approx(1 - rate, abs=0.06)
 
 
 def test_error_rate_out_of_range_is_refused() -> None:
