@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,26 +58,24 @@ def evaluate(
     Raises `ValueError` for empty sets, labels that no training record has and encoders that do not
     return finite (B, P, D) tokens.
     """
-    dense = "segmentation" in config.tasks
-    limits = config.segmentation
-    train = extract(
+    dense, limits = "segmentation" in config.tasks, config.segmentation
+    features = partial(
+        extract,
         encoder,
-        train_batches,
-        device,
+        device=device,
         prepare=prepare,
         keep_patches=_annotated if dense else None,
+    )
+    train = features(
+        train_batches,
         max_images=config.max_train,
         max_patches=limits.max_train,
         total=train_total,
         label="train features",
     )
     first = FirstImages(test_batches, config.lidar_images if "spectrum" in config.tasks else 0)
-    test = extract(
-        encoder,
+    test = features(
         first,
-        device,
-        prepare=prepare,
-        keep_patches=_annotated if dense else None,
         max_images=config.max_test,
         max_patches=limits.max_test,
         total=test_total,
@@ -86,11 +86,8 @@ def evaluate(
     tallies = dict(found.tallies)
     spectrum = None
     if "spectrum" in config.tasks:
-        views = None
-        if sum(map(len, first.kept)) > 1:
-            images = torch.cat(first.kept)
-            views = view_features(encoder, images, device, prepare, config.batch)
-        spectrum = _spectrum(test, views)
+        views = partial(view_features, encoder, device=device, prepare=prepare, batch=config.batch)
+        spectrum = _spectrum(test, first.kept, views)
     dense_found = _segment(train, test, config, device, notes) if dense else None
     segmentation = None
     if dense_found is not None:
@@ -202,9 +199,13 @@ def _masks(
     return torch.from_numpy(masks)
 
 
-def _spectrum(test: Features, views: Tensor | None) -> SpectrumResult:
-    rank, std = rankme(test.pooled), feature_std(test.pooled)
-    return SpectrumResult(rank, std, test.pooled.shape[1], None if views is None else lidar(views))
+def _spectrum(
+    test: Features, images: Sequence[Tensor], views: Callable[[Tensor], Tensor]
+) -> SpectrumResult:
+    """Measure the spread of features; LiDAR needs two of the `images` and the `views` of each."""
+    pooled = test.pooled
+    within = lidar(views(torch.cat(list(images)))) if sum(map(len, images)) > 1 else None
+    return SpectrumResult(rankme(pooled), feature_std(pooled), pooled.shape[1], within)
 
 
 __all__ = ["FOLDER_LABEL", "evaluate"]
