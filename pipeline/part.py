@@ -78,7 +78,6 @@ def cut(run: Directory, source: Source, rows_per_part: int) -> list[Part]:
         parts.append(part)
     for stale in set(directory.names("*.arrow")) - {f"{part.name}.arrow" for part in parts}:
         directory.remove(stale)
-    directory.remove(_GENERATIONS)
     directory.write_json(_LISTING, {"source": mark, "parts": [asdict(part) for part in parts]})
     return parts
 
@@ -95,7 +94,7 @@ def with_generations(run: Directory, parts: list[Part]) -> list[Part]:
     if not (run / PARTS).exists(_GENERATIONS):
         return parts
     generations = (run / PARTS).read_json(_GENERATIONS)
-    return [replace(part, generation=generations.get(part.name, 0)) for part in parts]
+    return [replace(part, generation=generations.get(part.fingerprint, 0)) for part in parts]
 
 
 def retry_transient(run: Directory, parts: list[Part], done: set[str]) -> list[Part]:
@@ -108,7 +107,8 @@ def retry_transient(run: Directory, parts: list[Part], done: set[str]) -> list[P
     for part in parts:
         again = part.name in done and _has_transient(run, part)
         raised.append(replace(part, generation=part.generation + 1) if again else part)
-    generations = {part.name: part.generation for part in raised if part.generation}
+    # By what is in a part, so that a list that only grew keeps what it had fetched again.
+    generations = {part.fingerprint: part.generation for part in raised if part.generation}
     (run / PARTS).write_json(_GENERATIONS, generations)
     return raised
 

@@ -13,9 +13,16 @@ from typing import Final
 
 Size = tuple[int, int]
 
+JPEG_START: Final = b"\xff\xd8\xff"
+PNG_START: Final = b"\x89PNG\r\n\x1a\n"
+TIFF_STARTS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
 # Start of frame, any coding (T.81, table B.1): C0-CF without DHT, JPG and DAC.
 _SOF: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SCAN: Final = 0xDA
+_APP1: Final = 0xE1
+_EXIF: Final = b"Exif\0\0"
+_ORIENTATION: Final = 274
 # What libjpeg takes for the start of a segment or the end of the image, wherever it looks. Skipped
 # by both: stray bytes, padding, coded data (0 follows each FF there), markers without a length.
 _JPEG_MARKER: Final = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
@@ -84,6 +91,36 @@ def jpeg_scans(data: bytes, most: int) -> int:
     except ValueError:
         return most + 1
     return count
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """Return how a JPEG is to be turned: EXIF's `Orientation`, 1 to 8; 1 where it has none.
+
+    1 is also returned for a damaged or unknown value; never raises.
+    """
+    try:
+        for marker, place in jpeg_segments(data):
+            if marker == SCAN:
+                break
+            if marker == _APP1 and data[place + 4 : place + 10] == _EXIF:
+                end = place + 2 + int.from_bytes(data[place + 2 : place + 4])
+                return _exif_orientation(data[place + 10 : end])
+    except (ValueError, struct.error):
+        pass
+    return 1
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """Read the first directory of a classic TIFF; raises `struct.error` where it is cut off."""
+    order = "<" if exif[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(order + "I", exif, 4)
+    (tags,) = struct.unpack_from(order + "H", exif, start)
+    for place in range(start + 2, start + 2 + 12 * min(tags, _MOST_TAGS), 12):
+        (tag,) = struct.unpack_from(order + "H", exif, place)
+        if tag == _ORIENTATION:
+            (value,) = struct.unpack_from(order + "H", exif, place + 8)
+            return value if 1 <= value <= 8 else 1
+    return 1
 
 
 def _png(data: bytes) -> Size:
@@ -184,10 +221,10 @@ def _tiff(data: bytes) -> Size:
 
 
 _FORMATS: Final[tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Size]], ...]] = (
-    (lambda data: data.startswith(b"\xff\xd8\xff"), _jpeg),
-    (lambda data: data.startswith(b"\x89PNG\r\n\x1a\n"), _png),
+    (lambda data: data.startswith(JPEG_START), _jpeg),
+    (lambda data: data.startswith(PNG_START), _png),
     (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", webp_size),
     (lambda data: data[:6] in (b"GIF87a", b"GIF89a"), _gif),
     (lambda data: data.startswith(b"BM"), _bmp),
-    (lambda data: data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _tiff),
+    (lambda data: data.startswith(TIFF_STARTS), _tiff),
 )

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from pipeline.fetch.as_seen import opaque
 from pipeline.fetch.image_header import webp_size
 
 Image = npt.NDArray[np.uint8]
@@ -79,11 +80,13 @@ def _is_cut(data: bytes) -> bool:
 
 def _decode_any(data: bytes) -> Image | str:
     try:
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         return "corrupt"
-    return "corrupt" if image is None else _pixels(image)
+    if image is None:
+        return "corrupt"
+    plain = opaque(image)  # adopted images may have what a download no longer has
+    return plain if plain.ndim == 3 else _pixels(cv2.cvtColor(plain, cv2.COLOR_GRAY2BGR))
 
 
 def _pixels(image: Any) -> Image:

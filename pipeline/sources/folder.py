@@ -18,8 +18,8 @@ from pipeline.sources.row import (
     Row,
     as_scalar,
     as_text,
+    captions_of,
     check_kept,
-    clean_captions,
     clean_text,
 )
 from pipeline.sources.tables import MALFORMED, Layout, check_columns, file_format, read_rows
@@ -117,7 +117,7 @@ class FolderSource:
             "url": clean_text(name) if name else None,
             "captions": entry.get("captions", []),
             "split": self.config.split,
-            "row_error": error,
+            "row_error": error or entry.get("error"),
             **{column: entry.get(column) for column in self.config.keep_columns},
         }
 
@@ -134,9 +134,10 @@ class FolderSource:
                 malformed += 1
                 continue
             name = as_text(raw[config.image_column] or "")
-            entry = entries.setdefault(name, {"captions": []})
-            for column in config.caption_columns:
-                entry["captions"] += clean_captions(raw[column])
+            entry = entries.setdefault(name, {"captions": [], "error": None})
+            captions, wrong = captions_of(*(raw[column] for column in config.caption_columns))
+            entry["captions"] += captions
+            entry["error"] = entry["error"] or wrong
             for column in config.keep_columns:
                 entry.setdefault(column, as_scalar(raw[column]))
         return entries, malformed

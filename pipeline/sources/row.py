@@ -52,6 +52,7 @@ ROW_ERRORS: Final = {
     "missing_url": "the row has no URL",
     "bad_url": "the URL is not http(s) with a host, or holds control characters",
     "bad_split": "the split is no short name of letters, digits, dots, - and _",
+    "bad_caption": "a caption is neither a text nor a list of texts, but an object, say",
     "malformed_row": "the line could not be parsed, or has another number of fields",
     "missing_file": "the caption table names an image that the folder does not hold",
     "missing_image": "the sample in the tar has no image, or the tar lacks a listed sample",
@@ -103,11 +104,22 @@ def clean_text(text: str) -> str:
     return _CONTROLS.sub(" ", text).strip()
 
 
-def clean_captions(value: Any) -> list[str]:
-    """Return the captions in a cell: a string, a list of strings, or null; blanks left out."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    texts = (clean_text(as_text(v)) for v in values if not is_null(v))
-    return [text for text in texts if text]
+def captions_of(*cells: Any) -> tuple[list[str], str | None]:
+    """Return the captions in cells, blanks left out, and `bad_caption` if a cell holds others.
+
+    A cell is a text, a list of texts, or null; numbers are taken for text. Python's spelling of an
+    object would pass every filter and be trained on.
+    """
+    texts: list[str] = []
+    for cell in cells:
+        for value in cell if isinstance(cell, (list, tuple)) else [cell]:
+            if is_null(value):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (str, bytes, int, float)):
+                return [], "bad_caption"
+            if text := clean_text(as_text(value)):
+                texts.append(text)
+    return texts, None
 
 
 def as_text(value: Any) -> str:

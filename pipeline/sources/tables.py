@@ -192,13 +192,17 @@ def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]
 
 
 def _as_bytes(schema: pa.Schema) -> pa.Schema:
-    """Return the schema with strings, and lists of them, as bytes, which `as_text` decodes."""
+    """Return the schema with all strings, however nested, as bytes, which `as_text` decodes."""
 
     def bytes_of(kind: pa.DataType) -> pa.DataType:
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return pa.large_binary()
+        if pa.types.is_dictionary(kind):
+            return bytes_of(kind.value_type)
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
             return pa.large_list(bytes_of(kind.value_type))
+        if pa.types.is_struct(kind):
+            return pa.struct([inner.with_type(bytes_of(inner.type)) for inner in kind])
         return kind
 
     return pa.schema([pa.field(field.name, bytes_of(field.type)) for field in schema])
@@ -227,15 +231,29 @@ def _read_delimited(path: str, layout: Layout, columns: Sequence[str]) -> Iterat
             except StopIteration:
                 return
             except csv.Error:
-                line = lines.retreat().rstrip("\r\n")
-                # Writers of tsv often leave quotes as they are: a tab needs none.
-                fields = line.split("\t") if layout.kind == "tsv" else None
+                fields = None
             if fields == []:
                 continue
+            if layout.kind == "tsv" and layout.quoted and not _is_meant(fields, lines, header):
+                # Writers of tsv often leave quotes as they are: a tab needs none.
+                fields = lines.retreat().rstrip("\r\n").split("\t")
+            elif fields is None:
+                lines.retreat()
             if fields is None or len(fields) != len(header):
                 yield MALFORMED
             else:
                 yield {name: fields[place] or None for name, place in places}
+
+
+def _is_meant(fields: list[str] | None, lines: _Lines, header: list[str]) -> bool:
+    """Return whether the quotes of a tsv record can have been meant as such.
+
+    A caption that begins with a quotation mark may find a second one some rows further down, and
+    what stands between them, tabs and all, would be one field.
+    """
+    if fields is None or len(fields) != len(header):
+        return False
+    return len(lines.record) == 1 or not any("\t" in field for field in fields)
 
 
 def _reader(lines: Any, layout: Layout) -> Any:

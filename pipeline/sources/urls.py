@@ -17,8 +17,8 @@ from pipeline.sources.row import (
     as_sha256,
     as_text,
     ascii_url,
+    captions_of,
     check_kept,
-    clean_captions,
     clean_text,
     is_null,
     plain_text,
@@ -120,12 +120,12 @@ class UrlsSource:
             }
         url = raw[config.url_column]
         url = None if is_null(url) else as_text(url).strip()
-        captions = [text for name in config.caption_columns for text in clean_captions(raw[name])]
+        captions, wrong = captions_of(*(raw[name] for name in config.caption_columns))
         if config.caption_markup == "flickr":
-            captions = clean_captions([plain_text(text) for text in captions])
+            captions, _ = captions_of([plain_text(text) for text in captions])
         named = raw[config.split_column] if config.split_column else None
         split = config.split if is_null(named) or named == "" else as_text(named)
-        error = url_error(url) or split_error(split)
+        error = url_error(url) or split_error(split) or wrong
         column = config.sha256_column
         expected = {"expected_sha256": as_sha256(raw[column])} if column else {}
         return {

@@ -32,8 +32,8 @@ from pipeline.sources.row import (
     as_scalar,
     as_sha256,
     as_text,
+    captions_of,
     check_kept,
-    clean_captions,
     clean_text,
     is_null,
     split_error,
@@ -212,18 +212,17 @@ class WebdatasetSource:
 
     def _row(self, tar: str, key: str, entry: dict[str, Any], captions: list[str]) -> Row:
         config = self.config
-        named = [clean_captions(entry.get(name)) for name in config.caption_columns]
-        pooled = [text for texts in [*named, captions] for text in texts]
+        named, wrong = captions_of(*(entry.get(name) for name in config.caption_columns))
         url = entry.get(config.url_column)
         split = config.split
         if config.split_column is not None and entry:
             given = entry.get(config.split_column)
             split = split if is_null(given) else as_text(given)
-        error = split_error(split)
+        error = split_error(split) or wrong
         place = f"{PurePosixPath(tar).name}/{key}"
         return {
             "url": clean_text(place if is_null(url) else as_text(url)),
-            "captions": list(dict.fromkeys(pooled)),
+            "captions": list(dict.fromkeys([*named, *captions])),
             "split": config.split if error else split,
             "row_error": error,
             "stored": {
@@ -270,7 +269,7 @@ def _read_texts(file: Any, sample: Sample) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(entry, dict):
             raise ValueError("the JSON member holds no object")
     if member := sample.members.get("txt"):
-        captions = clean_captions(_read_text(file, member))
+        captions, _ = captions_of(_read_text(file, member))
     return entry, captions
 
 

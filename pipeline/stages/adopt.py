@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.fetch.image_header import image_size, jpeg_scans
+from pipeline.fetch.image_header import JPEG_START, image_size, jpeg_scans
 from pipeline.filters.animation import is_animated
 from pipeline.forget.listing import forgotten_uids
 from pipeline.forget.tables import blanked
@@ -22,7 +22,7 @@ from pipeline.sources.tar import Member, open_tar, samples
 from pipeline.sources.webdataset import EXTENSIONS, WebdatasetSource
 from pipeline.stages.download import DownloadConfig
 from pipeline.stages.failures import FAILURES, classify
-from pipeline.stages.integrity import JPEG_START, MOST_SCANS, is_truncated
+from pipeline.stages.integrity import MOST_SCANS, is_truncated
 from pipeline.stages.task import StageReport, Task, discard_measures
 
 VERSION = 1

@@ -24,7 +24,7 @@ from pipeline.stages.images import RAW
 from pipeline.stages.raw import Records, fetch_raw
 from pipeline.stages.task import StageReport, Task, discard_measures, tables_of
 
-VERSION = 3
+VERSION = 4
 # In a table's metadata: what its rows were fetched with, so that a retry knows it may add to them.
 _FETCHED_WITH = b"fetched_with"
 _IMAGE_COLUMNS = {

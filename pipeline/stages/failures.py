@@ -15,6 +15,7 @@ FAILURES: Final[dict[str, tuple[FailureClass, str]]] = {
     "missing_url": ("permanent", "the row has no URL"),
     "bad_url": ("permanent", "no sound http(s) URL, or it holds controls, spaces or a password"),
     "bad_split": ("permanent", "the split is no short name of letters, digits, dots, - and _"),
+    "bad_caption": ("permanent", "a caption cell holds neither text nor a list of texts"),
     "malformed_row": ("permanent", "the source line could not be parsed"),
     "missing_file": ("permanent", "the caption table names an image that the folder lacks"),
     "missing_image": ("permanent", "the sample in the tar has no image"),

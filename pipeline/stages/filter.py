@@ -24,7 +24,7 @@ from pipeline.filters.word_classes import word_shares
 from pipeline.stages.images import read_images
 from pipeline.stages.task import StageReport, Task, tables_of
 
-VERSION = 5
+VERSION = 6
 
 #: The stage's table: `captions` holds a struct of `CAPTION_MEASURES` for each of the row's alt
 #: texts, `signatures` its MinHash signature. With features, the column `features` follows.

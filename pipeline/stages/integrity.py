@@ -6,22 +6,26 @@ import hashlib
 import io
 from typing import Any
 
-import cv2
-import numpy as np
 from img2dataset.resizer import ResizeMode, Resizer
 
+from pipeline.fetch.as_seen import as_seen
 from pipeline.fetch.errors import FetchError
-from pipeline.fetch.image_header import SCAN, image_size, jpeg_scans, jpeg_segments
+from pipeline.fetch.image_header import (
+    JPEG_START,
+    PNG_START,
+    SCAN,
+    image_size,
+    jpeg_scans,
+    jpeg_segments,
+)
 from pipeline.filters.animation import is_animated
 
-JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_JPEG_END = b"\xff\xd9"
 # What alone makes imghdr say JPEG, whereupon img2dataset stores the file as it is, as .jpg.
 _TAKEN_FOR_JPEG = (b"JFIF", b"Exif")
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+_PNG_END = b"IEND"
 # Encoders make 1 to 12 scans. A decoder goes over the whole picture in each, whatever it says.
 _SCANS, MOST_SCANS = 10, 100
-# Pixels; below this, what img2dataset needs for an alpha channel is no more than 320 MB.
-_LARGE = 1 << 22
 # Modes that fit the shorter side to `image_size`, so that the longer one may grow without bound.
 _BY_SHORTER_SIDE = (ResizeMode.keep_ratio, ResizeMode.center_crop)
 
@@ -33,7 +37,7 @@ def is_truncated(data: bytes) -> bool:
     """
     if data.startswith(JPEG_START):
         return data.rfind(_JPEG_END, _scan_start(data)) < 0
-    if data.startswith(_PNG_START):
+    if data.startswith(PNG_START):
         return data.rfind(_PNG_END) < 0
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
@@ -47,35 +51,6 @@ def _scan_start(data: bytes) -> int:
         return next(scans, len(data))
     except ValueError:
         return len(data)
-
-
-def _without_alpha(data: bytes) -> io.BytesIO | None:
-    """Return a large picture with an alpha channel as an opaque one; None for any other.
-
-    img2dataset lays such a picture on white in float64, which takes 76 bytes a pixel. This is its
-    own arithmetic, a strip at a time: the same bytes come out, at 9 bytes a pixel (11 where the
-    file has 16 bits a channel).
-    """
-    width, height = image_size(data) or (0, 0)
-    if width * height <= _LARGE or data.startswith(JPEG_START):
-        return None
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
-    if image is None or image.ndim != 3 or image.shape[-1] != 4:
-        return None
-    opaque = np.empty((*image.shape[:2], 3), np.uint8)
-    rows = max(1, _LARGE // 16 // image.shape[1])
-    for top in range(0, image.shape[0], rows):
-        strip = image[top : top + rows]
-        alpha = strip[:, :, 3, np.newaxis]
-        laid = alpha / 255 * strip[..., :3] + 255 - alpha
-        opaque[top : top + rows] = np.rint(laid.clip(min=0, max=255)).astype(np.uint8)
-    del image, strip, alpha, laid  # before the copies below
-    encoded = cv2.imencode(".bmp", opaque)[1]
-    del opaque
-    return io.BytesIO(encoded.data)
 
 
 class CheckedResizer(Resizer):  # type: ignore[misc]
@@ -98,7 +73,7 @@ class CheckedResizer(Resizer):  # type: ignore[misc]
             return None, None, None, None, None, str(error)
         if is_animated(data):
             self.animated.add(hashlib.sha256(data).hexdigest())
-        return super().__call__(_without_alpha(data) or img_stream, blurring_bbox_list)
+        return super().__call__(as_seen(data) or img_stream, blurring_bbox_list)
 
     def _error(self, data: bytes) -> FetchError | None:
         if data[6:10] in _TAKEN_FOR_JPEG and not data.startswith(JPEG_START):

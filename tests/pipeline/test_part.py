@@ -10,12 +10,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.part import PARTS, cut, fingerprint, listed
+from pipeline.part import PARTS, cut, fingerprint, listed, retry_transient, with_generations
 from pipeline.settings import ConfigError
+from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
 
 
@@ -124,6 +126,7 @@ def test_a_cut_that_fails_midway_never_passes_for_the_old_one(tmp_path: Path) ->
 _CUTTER = """
 import sys
 from pipeline.part import cut
+from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
 class Source:
     def fingerprint(self): return "x"
@@ -182,3 +185,18 @@ def test_the_fingerprint_depends_on_everything_it_is_given() -> None:
         fingerprint("download", 1, {"a": 1, "b": 2}, []),
     ]
     assert len({base, *others}) == 6
+
+
+def test_a_list_that_grew_keeps_what_was_fetched_again(tmp_path: Path) -> None:
+    run = Directory(str(tmp_path))
+    parts = cut(run, Rows(20), 10)
+    for part in parts:
+        failed = pa.table({"failure": ["transient"] * part.rows})
+        tables_of(run, "download").write_table(f"{part.name}.parquet", failed)
+    raised = retry_transient(run, parts, {"00000"})
+    assert [part.generation for part in raised] == [1, 0]
+    grown = with_generations(run, cut(run, Rows(25), 10))
+    assert [part.generation for part in grown] == [1, 0, 0]
+    assert grown[:2] == raised
+    changed = with_generations(run, cut(run, Rows(25, mark="b"), 10))
+    assert [part.generation for part in changed] == [0, 0, 0]

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.settings import ConfigError
+from pipeline.sources.row import as_text
 from pipeline.sources.tables import (
     FORMATS,
     MALFORMED,
@@ -208,6 +209,16 @@ def test_tsv_quotes_need_not_be_balanced(tmp_path: Path) -> None:
     assert [row["caption"] for row in rows] == ['"Starry" night', '"never closed', "a\tb", "x"]
 
 
+def test_a_stray_quote_of_a_tsv_does_not_reach_the_next_one(tmp_path: Path) -> None:
+    captions = ["cat", '"big dog', "bird", 'table 6"', "last"]
+    lines = [f"{caption}\thttp://h/{n}" for n, caption in enumerate(captions)]
+    rows = read(write(tmp_path / "list.tsv", "\n".join(["caption\turl", *lines])))
+    assert rows == [{"url": f"http://h/{n}", "caption": c} for n, c in enumerate(captions)]
+    meant = 'caption\turl\n"two\nlines"\tu1\n"a ""word"""\tu2\n"whole\tu3"\n'
+    rows = read(write(tmp_path / "quoted.tsv", meant))
+    assert [row["caption"] for row in rows] == ["two\nlines", 'a "word"', '"whole']
+
+
 def test_jsonl_lines_that_are_no_objects_are_malformed(tmp_path: Path) -> None:
     lines = [
         '{"url": "u1", "caption": ["a", "b"]}',
@@ -237,11 +248,31 @@ def test_parquet_lists_and_nulls_come_as_they_are(tmp_path: Path) -> None:
     assert [row["a.b"] for row in rows] == [1, 2, 3]
 
 
+def test_broken_text_is_read_whatever_column_it_is_in(tmp_path: Path) -> None:
+    """pandas writes categories as dictionaries; some lists nest their captions."""
+    broken = pa.array([b"\xff\xfe", b"sound"]).view(pa.string())
+    table = pa.table({
+        "url": ["u1", "u2"],
+        "plain": broken,
+        "category": broken.dictionary_encode(),
+        "nested": pa.StructArray.from_arrays([broken], ["raw"]),
+        "lists": pa.ListArray.from_arrays([0, 1, 2], broken.dictionary_encode()),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "list.parquet")
+    first, second = read(tmp_path / "list.parquet", *table.column_names)
+    assert [as_text(second[name]) for name in ("plain", "category")] == ["sound"] * 2
+    assert as_text(first["category"]) == as_text(first["plain"]) == "\ufffd\ufffd"
+    assert as_text(first["nested"]["raw"]) == as_text(first["lists"][0]) == "\ufffd\ufffd"
+
+
 LINE = st.text(st.sampled_from('ab",\t \\'), min_size=1, max_size=8).filter(str.strip)
 
 
 def reference(lines: list[str], delimiter: str, width: int) -> int:
-    """Return the number of rows: at each line the shortest strict record, or the line alone."""
+    """Return the number of rows: at each line the shortest strict record, or the line alone.
+
+    The line alone also where a record of a tsv goes over lines and over tabs.
+    """
     count = start = 0
     while start < len(lines):
         count += 1
@@ -252,7 +283,9 @@ def reference(lines: list[str], delimiter: str, width: int) -> int:
             except csv.Error:
                 continue
             if len(records) == 1:
-                start = end
+                tabs = delimiter == "\t" and any("\t" in field for field in records[0])
+                lone = delimiter == "\t" and len(records[0]) != width
+                start = start + 1 if end > start + 1 and (tabs or lone) else end
                 break
         else:
             start += 1

@@ -176,6 +176,28 @@ def test_expected_hashes_are_carried_apart_from_metadata(tmp_path: Path) -> None
         source(path, sha256_column="sha").check()
 
 
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        ("a dog", ["a dog"]),
+        (["a dog", " ", None, "a cat"], ["a dog", "a cat"]),
+        (7, ["7"]),
+        (None, []),
+        ([{"raw": "A dog runs."}], None),
+        ({"raw": "A dog runs."}, None),
+        ([["a dog", "b"]], None),
+        (True, None),
+    ],
+)
+def test_a_caption_is_text_and_never_a_spelled_out_object(
+    cell: Any, captions: list[str] | None, tmp_path: Path
+) -> None:
+    path = jsonl(tmp_path / "list.jsonl", [{"url": "http://h/a", "caption": cell}])
+    (row,) = source(path).rows()
+    assert row["captions"] == (captions or [])
+    assert row["row_error"] == (None if captions is not None else "bad_caption")
+
+
 def test_flickr_captions_are_unwrapped(tmp_path: Path) -> None:
     wrapped = "My+Dog%27s+%3Cb%3Ebig%3C%2Fb%3E+day+%26amp%3B+night%0A100%25+3+%3C+4"
     path = jsonl(tmp_path / "a.jsonl", [{"url": "http://h", "caption": wrapped}])
