@@ -174,7 +174,10 @@ def _forget(parsed: argparse.Namespace) -> int:
     print(f"{len(done.uids)} images forgotten: {done.rows} rows, {done.shards} shards rewritten")
     for tar in done.outside:
         print(f"{tar} is the source's own and still holds some of them", file=sys.stderr)
-    return DONE
+    for uid in done.unknown:
+        told = "is the uid of no image of this run (selection.parquet lists them); it is kept out"
+        print(f"{uid} {told}", file=sys.stderr)
+    return PARTS_FAILED if done.unknown else DONE
 
 
 def _calibrate(parsed: argparse.Namespace) -> int:

@@ -58,8 +58,9 @@ class Fingerprints:
 
     def recaption(self, part: Part) -> str:
         """What the part's new captions depend on."""
-        read = [self.config.recaption, self.config.filter.image]
-        inputs = [self.filter(part), *self._blocked_uids]
+        read = [self.config.recaption, self.config.filter.image, filter.VERSION]
+        # Of the measures only those of images, which come of the download and `filter.image`.
+        inputs = [self.download(part), *self._blocked_uids]
         return _mark("recaption", recaption.VERSION, read, *inputs)
 
     @cached_property
@@ -117,7 +118,7 @@ class Fingerprints:
     def finish(self, parts: Sequence[Part]) -> str:
         """What index, selection and funnel depend on; `parts` are all of the run's."""
         rows = [(part.name, part.rows) for part in parts]
-        return _mark("finish", finish.VERSION, rows, self.plan)
+        return _mark("finish", finish.VERSION, [rows, pack.VERSION], self.plan)
 
 
 def needs_features(config: PipelineConfig) -> bool:

@@ -25,6 +25,9 @@ IMAGE_REASONS: Final = {
     "blurry": "the image has hardly any edges",
 }
 
+#: Those that are of the place where one copy of the image was found, and not of the image.
+PLACE_REASONS: Final = ("blocked_host", "blocked_url")
+
 #: Reasons of `verdicts.caption_reasons`.
 CAPTION_REASONS: Final = {
     "empty": "the caption has no visible text",

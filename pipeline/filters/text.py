@@ -168,11 +168,11 @@ def _symbol_share(text: str) -> float:
     plain = sum(
         char.isalnum() or char.isspace() or unicodedata.category(char)[0] == "M" for char in text
     )
-    return 1.0 - plain / len(text)
+    return (len(text) - plain) / len(text)
 
 
 def _repetition(words: Sequence[str]) -> float:
     """Return the share of neighbouring word pairs that occurred before; 0 below two pairs."""
     folded = [word.casefold() for word in words]
     pairs = list(itertools.pairwise(folded))
-    return 1.0 - len(set(pairs)) / len(pairs) if len(pairs) > 1 else 0.0
+    return (len(pairs) - len(set(pairs))) / len(pairs) if len(pairs) > 1 else 0.0

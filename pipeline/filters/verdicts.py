@@ -19,6 +19,7 @@ from pipeline.filters.reasons import CAPTION_REASONS, IMAGE_REASONS
 
 Mask = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.floating]
 
 
 def image_codes(table: pa.Table, config: FilterConfig, by_url: pa.Array | None = None) -> Codes:
@@ -146,18 +147,23 @@ def _is(reasons: pa.Array | None, reason: str, count: int) -> Mask:
     return np.zeros(count, dtype=bool) if reasons is None else _mask(pc.equal(reasons, reason))
 
 
-def _below(values: npt.NDArray[np.float64], limit: float | None) -> Mask:
+# A limit is rounded to the precision of the values, so that a share of exactly 1/5, stored in 32
+# bits, is not more than 0.2. (That is what NumPy makes of a Python number beside an array.)
+
+
+def _below(values: Numbers, limit: float | None) -> Mask:
     # A comparison with NaN, which stands for null, is false; so is one with a filter that is off.
     return values < (np.nan if limit is None else limit)
 
 
-def _above(values: npt.NDArray[np.float64], limit: float | None) -> Mask:
+def _above(values: Numbers, limit: float | None) -> Mask:
     return values > (np.nan if limit is None else limit)
 
 
-def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
-    """Return a column as float64, NaN for null; exact up to 2^53."""
-    return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)
+def _numbers(table: pa.Table, name: str) -> Numbers:
+    """Return a column of float32 as such, others as float64, exact up to 2^53; NaN for null."""
+    kind = pa.float32() if pa.types.is_float32(table[name].type) else pa.float64()
+    return np.asarray(table[name].cast(kind).to_numpy())
 
 
 def _mask(column: pa.Array | pa.ChunkedArray) -> Mask:

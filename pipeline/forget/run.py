@@ -35,9 +35,14 @@ from pipeline.storage import Directory
 
 @dataclass(frozen=True)
 class Forgotten:
-    """What was done: the uids with their copies, and how many rows and shards they were in."""
+    """What was done: the uids with their copies, and how many rows and shards they were in.
+
+    `unknown` are those that no table of the run has, now or at an earlier call; they are recorded
+    like the others. `outside` are tars of the source's own that still hold some.
+    """
 
     uids: list[str]
+    unknown: list[str]
     rows: int
     shards: int
     outside: list[str]
@@ -63,6 +68,8 @@ def forget(url: str, uids: Collection[str]) -> Forgotten:
         state = _State(run)
         state.check()
         before = set(forgotten_uids(run))
+        unknown = set(uids) - before
+        unknown -= present(run, unknown)
         # With what an earlier call was to take out: if it was killed, some of it may still be here,
         # and what tied a copy to its image may not.
         everything = copies_of(run, {*uids, *before}) | before
@@ -71,7 +78,7 @@ def forget(url: str, uids: Collection[str]) -> Forgotten:
         record(run, everything)
         rows, outside = _forget_in_parts(run, everything)
         shards = _forget_in_shards(state, everything)
-    return Forgotten(sorted(wanted), rows, shards, outside)
+    return Forgotten(sorted(wanted - unknown), sorted(unknown), rows, shards, outside)
 
 
 def _forget_in_parts(run: Directory, uids: set[str]) -> tuple[int, list[str]]:

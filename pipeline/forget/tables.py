@@ -25,13 +25,19 @@ def copies_of(run: Directory, uids: Collection[str]) -> set[str]:
     Exact copies share the uid; near-duplicates share the image that `select` kept for them, whose
     captions are pooled. (Semantic duplicates are other photographs and stay.)
     """
-    pairs: list[tuple[str, str]] = []
+    leaders = _matching(run, "uid", uids, "pooled_by") | set(uids)
+    return leaders | _matching(run, "pooled_by", leaders, "uid")
+
+
+def _matching(run: Directory, key: str, values: Collection[str], wanted: str) -> set[str]:
+    """Return the `wanted` column of the selected copies whose `key` is one of the values."""
+    among = pa.array(sorted(values), pa.string())
+    found: set[str] = set()
     for name in tables_of(run, "select").names("[0-9]*.parquet"):
         table = tables_of(run, "select").read_table(name, ["uid", "pooled_by"])
-        near = table.filter(pc.is_valid(table["pooled_by"]))
-        pairs += zip(near["uid"].to_pylist(), near["pooled_by"].to_pylist(), strict=True)
-    leaders = set(uids) | {leader for uid, leader in pairs if uid in set(uids)}
-    return leaders | {uid for uid, leader in pairs if leader in leaders}
+        copies = table.filter(pc.is_valid(table["pooled_by"]))
+        found.update(copies.filter(pc.is_in(copies[key], value_set=among))[wanted].to_pylist())
+    return found
 
 
 def rows_with(run: Directory, part: str, uids: pa.Array) -> pa.Table:

@@ -149,9 +149,15 @@ def _check_names(path: str, layout: Layout) -> None:
 
 
 def read_rows(path: str, layout: Layout, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield each row of a file as a dict of the wanted columns, `MALFORMED` for unreadable ones."""
+    """Yield each row of a file as a dict of the wanted columns, `MALFORMED` for unreadable ones.
+
+    Raises `OSError`, `EOFError` or `zlib.error` for a file that cannot be read to its end.
+    """
     if layout.kind == "parquet":
-        yield from _read_parquet(path, columns)
+        try:
+            yield from _read_parquet(path, columns)
+        except (pa.ArrowException, UnicodeDecodeError) as error:  # neither names the file
+            raise OSError(f"{path}: {error}") from error
     elif layout.kind == "jsonl":
         yield from _read_jsonl(path, columns)
     else:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.filters.reasons import PLACE_REASONS
 from pipeline.funnel import Funnel, FunnelCount
 from pipeline.schema import INDEX_FILE, META_PREFIX, index_schema
 from pipeline.sources.row import FLOAT_HOLDS
@@ -20,12 +21,15 @@ from pipeline.stages.shuffle import planned
 from pipeline.stages.task import ALL, SHARDS, StageReport, Task, tables_of
 from pipeline.storage import Directory
 
-VERSION = 1
+VERSION = 2
 SELECTION = "selection.parquet"
 
 _SELECTION = pa.schema(
     [("uid", pa.string()), ("kept", pa.bool_()), ("reason", pa.string()), ("copy_of", pa.string())]
 )
+
+
+_COPY = "exact_duplicate"
 
 
 def finish(task: Task, rows: dict[str, int], sound: list[str]) -> StageReport:
@@ -41,7 +45,9 @@ def finish(task: Task, rows: dict[str, int], sound: list[str]) -> StageReport:
         else:
             funnel.add_failed_part(count)
     counted = funnel.result()
-    _write_stream(task.run, SELECTION, _SELECTION, (_selection(task.run, p) for p in sound))
+    spare = _blocked_copies(task.run, sound)
+    selection = (_selection(task.run, part, spare) for part in sound)
+    _write_stream(task.run, SELECTION, _SELECTION, selection)
     shards = [shard.name for shard in planned(task.run)]
     schema = _index_schema(task.run, shards)
     rows_of = (_index_rows(task.run, shard, schema) for shard in shards)
@@ -73,10 +79,42 @@ def final_reasons(run: Directory, part: str) -> pa.Table:
     return selected.set_column(3, "reason", pc.coalesce(selected["reason"], late))
 
 
-def _selection(run: Directory, part: str) -> pa.Table:
-    """Return uid → kept, or the first reason the image was dropped; one row per distinct image."""
+def _blocked_copies(run: Directory, parts: list[str]) -> pa.Array:
+    """Return the rows whose place is blocked and whose image has another row in the selection.
+
+    A blocked place says nothing of copies elsewhere, so such rows are no exact duplicates.
+    """
+    blocked: list[tuple[int, str]] = []
+    for part in parts:
+        rows = final_reasons(run, part)
+        found = rows.filter(pc.is_in(rows["reason"], value_set=pa.array(PLACE_REASONS)))
+        blocked += zip(found["row"].to_pylist(), found["uid"].to_pylist(), strict=True)
+    wanted = pa.array(sorted({uid for _, uid in blocked}), pa.string())
+    listed: set[str] = set()
+    for part in parts if blocked else []:
+        rows = final_reasons(run, part)
+        apart = pc.is_in(rows["reason"], value_set=pa.array([*PLACE_REASONS, _COPY]))
+        uids = rows["uid"].filter(pc.invert(apart))
+        listed.update(uids.filter(pc.is_in(uids, value_set=wanted)).to_pylist())
+    spare = []
+    for row, uid in blocked:
+        if uid in listed:
+            spare.append(row)
+        listed.add(uid)  # the first of those that are all blocked stands for the image
+    return pa.array(spare, pa.int64())
+
+
+def _selection(run: Directory, part: str, spare: pa.Array) -> pa.Table:
+    """Return uid → kept, or the first reason the image was dropped; one row per distinct image.
+
+    `spare` are rows of images that have another one.
+    """
     rows = final_reasons(run, part)
-    own = rows.filter(pc.fill_null(pc.not_equal(rows["reason"], "exact_duplicate"), True))
+    left_out = pc.or_(
+        pc.fill_null(pc.equal(rows["reason"], _COPY), False),
+        pc.is_in(rows["row"], value_set=spare),
+    )
+    own = rows.filter(pc.invert(left_out))
     columns = [own["uid"], pc.is_null(own["reason"]), own["reason"], own["representative"]]
     return pa.Table.from_arrays(columns, schema=_SELECTION)
 

@@ -24,7 +24,7 @@ from pipeline.filters.keys import Words, uid_texts, uid_words
 from pipeline.filters.measures import CAPTION_MEASURES, IMAGE_MEASURES, byte_rows
 from pipeline.filters.near_texts import near_captions
 from pipeline.filters.pools import REASONS, Pools
-from pipeline.filters.reasons import IMAGE_REASONS, SELECTION_REASONS
+from pipeline.filters.reasons import IMAGE_REASONS, PLACE_REASONS, SELECTION_REASONS
 from pipeline.filters.semantic import semantic_duplicates
 from pipeline.filters.verdicts import (
     Codes,
@@ -38,12 +38,10 @@ from pipeline.stages.blocked import url_reasons
 from pipeline.stages.task import ALL, StageReport, Task, tables_of
 from pipeline.storage import Directory
 
-VERSION = 4
+VERSION = 5
 
 Rows = npt.NDArray[np.int64]
 
-#: Reasons that are of one copy's place, and not of the image.
-_BLOCKED = ("blocked_host", "blocked_url")
 _IMAGE_REASONS = [*IMAGE_REASONS, *SELECTION_REASONS]
 _COLUMNS = ["uid", "split", *IMAGE_MEASURES.names, "captions"]
 
@@ -82,16 +80,22 @@ def select(task: Task, parts: list[str], config: FilterConfig) -> StageReport:
     """
     corpus = _read(task.run, parts, config)
     order = preference_order(corpus.trained, corpus.pixels, corpus.uids)
-    blocked = np.isin(corpus.code, [code_of(_IMAGE_REASONS, reason) for reason in _BLOCKED])
+    blocked = np.isin(corpus.code, [code_of(_IMAGE_REASONS, reason) for reason in PLACE_REASONS])
     order = order[np.argsort(blocked[order], kind="stable")]
     exact = exact_leaders(corpus.uids, order)
     # A copy from a blocked place neither stands for the others nor lends them its captions.
     exact[blocked] = np.flatnonzero(blocked)
-    leader, pooled_by = _group(corpus, order, exact, config)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    pooled_by = _group(corpus, rank, exact, config)
     pools = _pool(corpus, exact, pooled_by, config)
-    alive = np.bincount(pools.lead[pools.code == 0], minlength=len(leader))
+    bare = np.bincount(pools.lead[pools.code == 0], minlength=len(order)) == 0
     if config.on_bad_caption == "drop_image":
-        corpus.code[(corpus.code == 0) & (alive == 0)] = code_of(_IMAGE_REASONS, "no_good_caption")
+        corpus.code[(corpus.code == 0) & bare] = code_of(_IMAGE_REASONS, "no_good_caption")
+    # An image without captions is no reason to drop one that has some.
+    shown = _shown(corpus, rank + len(rank) * bare, config)
+    pools.drop_with_images(corpus.code == 0)
+    leader = shown[pooled_by]
     kept = _write(task, corpus, (leader, pooled_by), pools)
     task.write(ALL, pa.table({"part": pa.array(parts, pa.string()), "kept": kept}))
     return StageReport(counts={"fetched": len(leader), "kept": int(np.sum(kept))})
@@ -137,13 +141,11 @@ def _blocked_urls(run: Directory, part: str, config: FilterConfig) -> pa.Array |
     return pa.array(url_reasons(urls, config.block), pa.string())
 
 
-def _group(corpus: _Corpus, order: Rows, exact: Rows, config: FilterConfig) -> tuple[Rows, Rows]:
-    """Mark duplicates; return for each row (n,) its representative and whose pool it joins.
+def _group(corpus: _Corpus, rank: Rows, exact: Rows, config: FilterConfig) -> Rows:
+    """Mark exact and near-duplicates; return for each row (n,) whose pool of captions it joins.
 
-    The two differ for semantic duplicates: their captions tell of another photograph.
+    Of two duplicates that of lower `rank` (n,) is kept.
     """
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
     copies = exact != np.arange(len(exact))
     leader = exact.copy()
     found = np.flatnonzero(~copies & (corpus.code == 0))
@@ -158,12 +160,19 @@ def _group(corpus: _Corpus, order: Rows, exact: Rows, config: FilterConfig) -> t
         )
         leader[found] = found[labels]
         corpus.code[found[leader[found] != found]] = code_of(_IMAGE_REASONS, "near_duplicate")
-        found = found[leader[found] == found]
     corpus.code[copies] = code_of(_IMAGE_REASONS, "exact_duplicate")
-    pooled_by = leader[leader]  # an exact copy follows its near-duplicate
-    shown = pooled_by.copy()
+    return leader[leader]  # an exact copy follows its near-duplicate
+
+
+def _shown(corpus: _Corpus, rank: Rows, config: FilterConfig) -> Rows:
+    """Mark semantic duplicates; return the row that shows what each row (n,) shows.
+
+    Their captions are pooled with nobody's: they tell of another photograph.
+    """
+    rules = config.duplicates
+    shown = np.arange(len(rank))
     if rules.semantic is not None:
-        rows, embeddings = _embeddings(corpus, found, rank)
+        rows, embeddings = _embeddings(corpus, np.flatnonzero(corpus.code == 0), rank)
         labels = semantic_duplicates(
             embeddings,
             rules.semantic.threshold,
@@ -172,7 +181,7 @@ def _group(corpus: _Corpus, order: Rows, exact: Rows, config: FilterConfig) -> t
         )
         shown[rows] = rows[labels]
         corpus.code[rows[shown[rows] != rows]] = code_of(_IMAGE_REASONS, "semantic_duplicate")
-    return shown[pooled_by], pooled_by
+    return shown
 
 
 def _embeddings(

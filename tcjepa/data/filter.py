@@ -1,7 +1,8 @@
 """Row filters: a Python-like condition on index columns, translated to a pyarrow expression.
 
 Only comparisons, `and`, `or`, `not`, `in [...]`, `is None`, numbers, strings and column names are
-understood; nothing is ever evaluated as Python.
+understood; nothing is ever evaluated as Python. A metadata column may also be named in quotes, as
+in `meta["a-b"]`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.schema import META_PREFIX
 from pipeline.settings import ConfigError
 
+_META: Final = META_PREFIX.rstrip(".")
 _COMPARISONS: Final[dict[type[ast.cmpop], Callable[[Any, Any], Any]]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -46,10 +49,16 @@ def parse(text: str, schema: pa.Schema) -> list[Clause]:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise ConfigError(f"data.filter: {text!r} is not a condition: {error}") from error
+        raise ConfigError(
+            f"data.filter: {text!r} is not a condition: {error}; a column whose name is no Python "
+            f"name is written as in {_META}['a-b']"
+        ) from error
     joined = isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And)
     parts = tree.values if joined and isinstance(tree, ast.BoolOp) else [tree]
-    clauses = [Clause(ast.unparse(part), _translate(part, schema)) for part in parts]
+    try:
+        clauses = [Clause(ast.unparse(part), _translate(part, schema)) for part in parts]
+    except OverflowError as error:
+        raise ConfigError(f"data.filter: a number of {text!r} is too large: {error}") from error
     for clause in clauses:
         try:
             schema.empty_table().filter(clause.expression)
@@ -61,7 +70,7 @@ def parse(text: str, schema: pa.Schema) -> list[Clause]:
 def columns_of(clause: Clause, schema: pa.Schema) -> list[str]:
     """Return the columns that a clause of `parse` looks at, in schema order."""
     nodes = ast.walk(ast.parse(clause.text, mode="eval"))
-    named = {ast.unparse(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute)}
+    named = {_name(node) for node in nodes}
     return [name for name in schema.names if name in named]
 
 
@@ -88,7 +97,7 @@ def _translate(node: ast.expr, schema: pa.Schema) -> Any:
             for sign, low, high in zip(ops, [left, *rights[:-1]], rights, strict=True):
                 whole = whole & _compare(low, sign, high, schema)
             return whole
-        case ast.Name() | ast.Attribute():
+        case ast.Name() | ast.Attribute() | ast.Subscript():
             return pc.field(_column(node, schema))
     raise _refusal(node)
 
@@ -121,11 +130,11 @@ def _operands(left: ast.expr, right: ast.expr, schema: pa.Schema) -> tuple[Any, 
     Otherwise a stored score of 0.7 would be compared as 0.69999999 and fail `>= 0.7`.
     """
     sides = (left, right)
-    columns = [_column(s, schema) for s in sides if isinstance(s, ast.Name | ast.Attribute)]
+    columns = [_column(side, schema) for side in sides if _name(side) is not None]
     types = {schema.field(column).type for column in columns}
 
     def operand(side: ast.expr) -> Any:
-        if isinstance(side, ast.Name | ast.Attribute):
+        if _name(side) is not None:
             return pc.field(_column(side, schema))
         value = _literal(side)
         if types == {pa.float32()} and isinstance(value, int | float):
@@ -144,9 +153,19 @@ def _literal(node: ast.expr) -> bool | int | float | str:
     raise _refusal(node)
 
 
+def _name(node: ast.AST) -> str | None:
+    """Return the column that a node is the name of: `kept`, `meta.licence`, `meta["a-b"]`."""
+    match node:
+        case ast.Name() | ast.Attribute():
+            return ast.unparse(node)
+        case ast.Subscript(value=ast.Name(id=before), slice=ast.Constant(value=str(key))):
+            return META_PREFIX + key if before == _META else None
+    return None
+
+
 def _column(node: ast.expr, schema: pa.Schema) -> str:
-    name = ast.unparse(node)
-    if not isinstance(node, ast.Name | ast.Attribute):
+    name = _name(node)
+    if name is None:
         raise _refusal(node)
     if name not in schema.names:
         near = difflib.get_close_matches(name, schema.names, n=1)

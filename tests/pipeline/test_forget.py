@@ -231,5 +231,16 @@ def test_mistakes_are_named(mine: Path, arguments: list[str], message: str) -> N
     assert message in done.stderr
 
 
+def test_a_uid_of_no_image_is_told_and_kept_out_all_the_same(mine: Path) -> None:
+    stranger, uid = "0" * 32, next(iter(samples(mine)))
+    done = pipeline("forget", str(mine), stranger, uid)
+    assert done.returncode == 1
+    assert f"{stranger} is the uid of no image of this run" in done.stderr
+    assert uid not in done.stderr and uid not in samples(mine)
+    assert "1 images forgotten" in done.stdout
+    assert {stranger, uid} <= set(forgotten_uids(Directory(mine)))
+    assert pipeline("forget", str(mine), stranger).returncode == 0, "it was told once"
+
+
 def test_the_reason_is_a_matter_of_policy() -> None:
     assert FAILURES["forgotten"][0] == "policy"

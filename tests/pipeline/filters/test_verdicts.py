@@ -206,6 +206,21 @@ def test_defaults_on_plain_examples() -> None:
     assert found.to_pylist() == list(captions.values())
 
 
+def test_a_share_of_just_the_limit_is_not_beyond_it() -> None:
+    """Shares are stored in 32 bits: 1/5 is then a little more than the 0.2 of a config."""
+    texts = ["the man visits old Paris", "abcdefgh ijklmnop★★★"]
+    measures = measure_captions(texts)
+    assert measures[1].symbol_share == 3 / 20
+    table = caption_table(measures, [WordShares(0.6, 0.2, 1 / 5), WordShares(1.0, 0.0, 0.0)])
+    for limit, reason in [(0.2, None), (0.19, "many_names")]:
+        found = caption_reasons(table, config(caption={"max_proper_noun_share": limit}))
+        assert found[0].as_py() == reason
+    rules = {"min_words": 0, "min_english": 0.0}
+    for limit, reason in [(0.15, None), (0.14, "symbols")]:
+        found = caption_reasons(table, config(caption={"max_symbol_share": limit, **rules}))
+        assert found[1].as_py() == reason
+
+
 def test_every_reason_is_explained_once() -> None:
     lists = (IMAGE_REASONS, CAPTION_REASONS, SELECTION_REASONS, POOL_REASONS)
     lists = (*lists, CHOICE_REASONS, SCORE_REASONS)

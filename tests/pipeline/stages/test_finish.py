@@ -6,9 +6,35 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.stages.finish import _index_schema
+from pipeline.filters.config import FilterConfig
+from pipeline.settings import build
+from pipeline.stages.finish import _blocked_copies, _index_schema, _selection
 from pipeline.stages.task import tables_of
 from pipeline.storage import Directory
+from tests.pipeline.stages.measured_rows import Row, run_select, uid
+
+
+def test_the_selection_has_each_image_once_wherever_its_copies_are_blocked(tmp_path: Path) -> None:
+    """A copy from a blocked host is no duplicate; the image has the verdict of the others."""
+    run = Directory(tmp_path)
+    bad, good = "http://bad.example/a.jpg", "http://good.example/a.jpg"
+    caption = ("a red star",)
+    parts = [
+        [Row("A", caption, url=bad), Row("D", caption, url=bad), Row("E", caption, url=bad)],
+        [Row("A", caption, url=good), Row("A", caption, url=good), Row("D", caption, url=bad)],
+    ]
+    blocked = build(FilterConfig, {"block": {"hosts": ["bad.example"]}})
+    found, _ = run_select(run, parts, blocked)
+    kept = [row["row"] for row in found if row["reason"] is None]
+    names = ["00000", "00001"]
+    for name in names:
+        chosen = {"row": pa.array(kept, pa.int64()), "reason": pa.nulls(len(kept), pa.string())}
+        tables_of(run, "choose").write_table(f"{name}.parquet", pa.table(chosen))
+    spare = _blocked_copies(run, names)
+    selection = pa.concat_tables([_selection(run, name, spare) for name in names]).to_pylist()
+    assert [(row["uid"], row["reason"]) for row in selection] == [
+        (uid("D"), "blocked_host"), (uid("E"), "blocked_host"), (uid("A"), None)
+    ]  # fmt: skip
 
 
 def test_the_index_holds_ids_that_no_float_does(tmp_path: Path) -> None:

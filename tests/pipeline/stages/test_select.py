@@ -163,6 +163,20 @@ def test_a_near_copy_of_a_semantic_duplicate_names_both(tmp_path: Path) -> None:
     assert copies_of(run, {uid("D")}) == {uid("D")}
 
 
+@pytest.mark.parametrize("rule", ["drop_caption", "drop_image"])
+def test_an_image_without_captions_drops_no_image_that_shows_the_same(
+    tmp_path: Path, rule: str
+) -> None:
+    run = Directory(tmp_path)
+    embed(run, "00000", [[1, 0], [0.999, 0.04]])
+    rows = [Row("D", ("word",)), Row("A", ("a red star",))]  # D has more pixels
+    rules = {"duplicates": {"semantic": {"threshold": 0.9}}, "on_bad_caption": rule}
+    found, _ = run_select(run, [rows], build(FilterConfig, rules))
+    lost = "semantic_duplicate" if rule == "drop_caption" else "no_good_caption"
+    assert [row["reason"] for row in found] == [lost, None]
+    assert found[1]["captions"] == ["a red star"]
+
+
 def test_one_long_caption_among_many_costs_its_own_length(tmp_path: Path) -> None:
     """Equal texts of a pool are one; they are compared without padding all to the longest."""
     long = "a red star " + "x" * 40_000

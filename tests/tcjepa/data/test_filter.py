@@ -11,6 +11,8 @@ TABLE = pa.table(
         "image_format": ["jpg", "png", "jpg", "webp"],
         "meta.label": pa.array([0, 1, None, 3], pa.int64()),
         "meta.photo": [True, False, True, False],
+        "meta.a-b": [1, 2, 3, 4],
+        "meta.class": ["x", "y", "x", None],
     }
 )
 
@@ -43,6 +45,9 @@ def rows(text: str) -> list[int]:
         ("image_format in ['png', 'webp']", [1, 3]),
         ("meta.photo", [0, 2]),
         ("2 < n_captions", [2, 3]),
+        ("meta['a-b'] >= 2 and meta['class'] == 'x'", [2]),
+        ("meta['label'] == meta.label and meta['class'] is None", [3]),
+        ("meta['class'] in ['y']", [1]),
         ("n_captions > meta.label", [0, 1, 3]),
     ],
 )
