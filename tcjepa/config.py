@@ -137,6 +137,13 @@ class EvaluationSection(EvaluateConfig):
             raise ValueError("train_tars, test_tars: give both or neither")
         if self.folder is not None and self.train_tars is not None:
             raise ValueError("folder, train_tars: give one of them")
+        if self.train_tars is not None and self.train_tars == self.test_tars:
+            raise ValueError(f"test_tars: {self.test_tars} are the tars that probes learn on")
+        if not self.is_elsewhere and self.train_split == self.test_split:
+            raise ValueError(
+                f"test_split: {self.test_split} is the split that probes learn on; give another, "
+                "or a labelled set of its own (folder, or train_tars and test_tars)"
+            )
         return self
 
 

@@ -76,9 +76,9 @@ class LabelledSet:
 def record(sample: dict[str, Any]) -> dict[str, Any]:
     """Return what an evaluation knows of a sample: meta with and without `meta.`, uid, size, mask.
 
-    Meta cannot hide the others.
+    Meta can neither hide the others nor pretend to be a mask.
     """
-    meta = sample.get("meta") or {}
+    meta = {key: value for key, value in (sample.get("meta") or {}).items() if key != "mask"}
     own = {key: sample[key] for key in ("uid", "width", "height", "mask") if key in sample}
     return {**meta, **{f"meta.{key}": value for key, value in meta.items()}, **own}
 

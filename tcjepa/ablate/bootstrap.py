@@ -156,7 +156,10 @@ def share(won: Combined, lost: Combined) -> Share:
     if lost.interval is None or lost.interval[0] <= 0:
         return undefined
     with np.errstate(divide="ignore", invalid="ignore"):
-        interval = percentile(won.drawn / lost.drawn)
+        ratios = won.drawn / lost.drawn
+    # Where nothing was lost the share has no bound; the sign of the ratio would tell of the loss.
+    unbounded = np.copysign(np.inf, won.drawn)
+    interval = percentile(np.where(lost.drawn > 0, ratios, unbounded))
     if interval is not None and not all(map(math.isfinite, interval)):
         return undefined
     student = fieller(won.values, lost.values)

@@ -19,10 +19,12 @@ from tcjepa.ablate.study import StudyConfig, Trial
 from tcjepa.ablate.trial import has_begun, is_finished
 from tcjepa.config import EvaluationSection, TrainConfig
 from tcjepa.data.folder import FORMATS
+from tcjepa.evaluate.tally import TALLIES_FILE
 from tcjepa.train.run import EVALUATION_FILE
 
 PROVENANCE = "provenance.json"
 _SEAL: Final = "evaluation"
+_LIBRARIES: Final = ("torch", "timm")
 #: Parts of the package that compute a result; how it is watched, shown or timed is none of them.
 _ROOMS: Final = ("data", "evaluate", "model", "train")
 _FILES: Final = (
@@ -112,12 +114,13 @@ def write(trial: Trial, found: dict[str, str]) -> None:
 
 
 def seal(trial: Trial) -> None:
-    """Note which evaluation a trial that ended now has made, if it is finished.
+    """Note which evaluation a trial has made, if it is finished and that is not noted yet.
 
     `python -m tcjepa evaluate` may replace it later, by other code than provenance says.
     """
-    if is_finished(trial):
-        sealed = {**_read(trial), _SEAL: _evaluation_digest(trial)}
+    found = _read(trial)
+    if is_finished(trial) and _SEAL not in found:
+        sealed = {**found, _SEAL: _evaluation_digest(trial)}
         Directory(trial.folder).write_text(PROVENANCE, json.dumps(sealed, indent=2) + "\n")
 
 
@@ -147,9 +150,9 @@ def check_data(trial: Trial, found: dict[str, str]) -> None:
 def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
     """Return a line per kind of provenance among finished trials.
 
-    Raises `ConfigError` if they ran on different code, or arms of the same sources on different
-    data, or if one was evaluated again since it ended, unless `study.mixed`. Arms whose overrides
-    name other shards or test images have other data by intent.
+    Raises `ConfigError` if they ran on different code or versions of what computes, or arms of the
+    same sources on different data, or if one was evaluated again since it ended, unless
+    `study.mixed`. Arms whose overrides name other shards or test images have other data by intent.
     """
     again = [trial for trial in trials if _is_evaluated_again(trial)]
     if again and not study.mixed:
@@ -165,12 +168,12 @@ def check_same(study: StudyConfig, trials: Sequence[Trial]) -> list[str]:
         _line(entry) + ("; evaluated again since" if trial in again else "")
         for trial, (_, entry) in zip(trials, found, strict=True)
     )
-    codes = {entry.get("code") for _, entry in found}
+    codes = {tuple(entry.get(key) for key in ("code", *_LIBRARIES)) for _, entry in found}
     data = {(sources, entry.get("data")) for sources, entry in found}
     if (len(codes) > 1 or len(data) > len({s for s, _ in found})) and not study.mixed:
         listed = "".join(f"  {count} runs: {line}\n" for line, count in kinds.most_common())
         raise ConfigError(
-            f"the runs in {study.run} are of different code or data:\n{listed}"
+            f"the runs in {study.run} are of different code, libraries or data:\n{listed}"
             "run the study anew in another run=…, remove the trials that differ, or report them "
             "together with mixed=true, which the report then says"
         )
@@ -212,8 +215,12 @@ def _read(trial: Trial) -> dict[str, Any]:
 
 
 def _evaluation_digest(trial: Trial) -> str:
-    content = (Path(trial.folder) / EVALUATION_FILE).read_bytes()
-    return hashlib.sha256(content).hexdigest()[:16]
+    """Return hex digits of an evaluation, with what it kept of each image."""
+    digest = hashlib.sha256()
+    for path in (Path(trial.folder) / name for name in (EVALUATION_FILE, TALLIES_FILE)):
+        digest.update(path.read_bytes() if path.exists() else b"")
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _is_evaluated_again(trial: Trial) -> bool:
@@ -223,7 +230,7 @@ def _is_evaluated_again(trial: Trial) -> bool:
 
 
 def _line(found: dict[str, Any]) -> str:
-    versions = ", ".join(f"{key} {found.get(key, '?')}" for key in ("torch", "timm", "python"))
+    versions = ", ".join(f"{key} {found.get(key, '?')}" for key in (*_LIBRARIES, "python"))
     commit = f" (commit {found['commit']})" if "commit" in found else ""
     return f"code {found.get('code', '?')}{commit}, data {found.get('data', '?')}; {versions}"
 

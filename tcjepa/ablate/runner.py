@@ -82,6 +82,7 @@ def run_trials(
             made_by[source] = provenance.provenance(config)
         if is_finished(trial):
             provenance.check_data(trial, made_by[source])
+            provenance.seal(trial)  # a study that was killed may not have come to it
         else:
             provenance.check_begun(trial, made_by[source])
             if source not in asked:

@@ -206,6 +206,8 @@ def share_cell(found: Estimate) -> str:
         text += f" [{100 * found.interval[0]:.0f}, {100 * found.interval[1]:.0f}]"
     if found.student is not None:
         text += f" t: [{100 * found.student[0]:.0f}, {100 * found.student[1]:.0f}]"
+    elif found.seeds > 1:
+        text += " t: unbounded"
     return text
 
 

@@ -20,6 +20,7 @@ Mask = NDArray[np.uint8]
 
 IMAGES, MASKS = "images", "masks"
 _NAMED: Final = 5
+_PNG_DEPTH: Final = 24  # where the header says how many bits a channel has
 
 
 class SegmentationFolder:
@@ -82,12 +83,14 @@ def crop_mask(data: bytes, height: int, width: int, size: int) -> Mask:
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.mode not in ("L", "P") or image.size != (width, height):
+            if image.mode not in ("1", "L", "P") or image.size != (width, height):
                 raise SampleError(
                     f"the mask is {image.size[0]} x {image.size[1]}, mode {image.mode}; expected "
                     f"{width} x {height} in grey or palette colours"
                 )
             numbers = np.asarray(image, dtype=np.uint8)
+            if image.mode == "L":
+                numbers = numbers // _grey_step(data)
     except SampleError:
         raise
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, struct.error, …
@@ -95,6 +98,11 @@ def crop_mask(data: bytes, height: int, width: int, size: int) -> Mask:
     target, (top, left) = crop_geometry(height, width, size)
     resized = cv2.resize(numbers, target[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
+
+
+def _grey_step(data: bytes) -> int:
+    """Return by how much Pillow spreads the levels of a grey PNG of 2 or 4 bits; 1 for 8 bits."""
+    return 255 // ((1 << data[_PNG_DEPTH]) - 1)
 
 
 def _mask_of(name: str) -> str:

@@ -86,6 +86,7 @@ class LabelledTars:
 def _scan(path: str, name: str) -> Iterator[_Entry]:
     """Yield the samples of a tar that have an image; `name` tells it from the others."""
     current = _Entry(path, "", "")
+    seen: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -96,6 +97,12 @@ def _scan(path: str, name: str) -> Iterator[_Entry]:
                 if key != current.key:
                     if current.image:
                         yield current
+                    if key in seen:
+                        raise ConfigError(
+                            f"{path}: the members of {key} do not stand together, as webdataset "
+                            "has them; pack the tar anew (tar --sort=name)"
+                        )
+                    seen.add(key)
                     current = _Entry(path, key, f"{name}/{key}")
                 span, suffix = (member.offset_data, member.size), f".{rest}".lower()
                 if suffix in FORMATS:

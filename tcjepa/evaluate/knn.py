@@ -35,8 +35,8 @@ def predict(
 
 def _vote(cosine: Tensor, labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:
     nearest = cosine.topk(k, dim=1)
-    # Shifting every vote by exp(-1 / temperature) changes no winner and cannot overflow.
-    weights = ((nearest.values - 1) / temperature).exp()
+    # A factor on all votes of an image changes no winner; with this one the largest is 1.
+    weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()
     votes = weights.new_zeros(len(cosine), classes)
     return votes.scatter_add_(1, labels[nearest.indices], weights).argmax(dim=1)
 

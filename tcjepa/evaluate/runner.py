@@ -73,7 +73,8 @@ def evaluate(
         total=train_total,
         label="train features",
     )
-    first = FirstImages(test_batches, config.lidar_images if "spectrum" in config.tasks else 0)
+    spread = config.lidar_images if "spectrum" in config.tasks else 0
+    first = FirstImages(test_batches, min(spread, config.max_test or spread))
     test = features(
         first,
         max_images=config.max_test,
@@ -153,7 +154,7 @@ def _given_masks(train: Features, test: Features) -> tuple[list[str], Tensor, Te
         for part in (train, test)
     ]
     largest = int(masks[0].masked_fill(masks[0] == IGNORED, BACKGROUND).max())
-    masks[1][masks[1] > largest] = IGNORED
+    masks[1][~torch.isin(masks[1], torch.unique(masks[0]))] = IGNORED
     return ["background", *map(str, range(1, largest + 1))], masks[0], masks[1]
 
 

@@ -117,8 +117,10 @@ def _get(data: Any, step: str) -> Any:
     if isinstance(data, list):
         if step.isdecimal():
             return data[int(step)] if int(step) < len(data) else None
-        named = (item for item in data if isinstance(item, dict))
-        return next((item for item in named if _plain(step) in _names(item)), None)
+        named = [item for item in data if isinstance(item, dict) and _plain(step) in _names(item)]
+        if len(named) > 1:
+            raise FigureError(f"{len(named)} items are named {step!r}; say which by its number")
+        return named[0] if named else None
     return None
 
 

@@ -213,11 +213,12 @@ def test_a_share_of_just_the_limit_is_not_beyond_it() -> None:
     assert measures[1].symbol_share == 3 / 20
     table = caption_table(measures, [WordShares(0.6, 0.2, 1 / 5), WordShares(1.0, 0.0, 0.0)])
     for limit, reason in [(0.2, None), (0.19, "many_names")]:
-        found = caption_reasons(table, config(caption={"max_proper_noun_share": limit}))
+        rules = {"max_proper_noun_share": limit, "word_classes": True}
+        found = caption_reasons(table, config(caption=rules))
         assert found[0].as_py() == reason
-    rules = {"min_words": 0, "min_english": 0.0}
     for limit, reason in [(0.15, None), (0.14, "symbols")]:
-        found = caption_reasons(table, config(caption={"max_symbol_share": limit, **rules}))
+        rules = {"max_symbol_share": limit, "min_words": 1, "min_english": 0.0}
+        found = caption_reasons(table, config(caption=rules))
         assert found[1].as_py() == reason
 
 

@@ -152,6 +152,18 @@ def test_a_share_of_a_loss_that_is_now_and_then_nothing_is_undefined() -> None:
     assert (found.value, found.interval, found.student) == (None, None, None)
 
 
+def test_a_loss_that_is_now_and_then_a_gain_leaves_the_share_without_a_bound() -> None:
+    """Its ratios would stand at the low end, and the interval would have a high one."""
+    drawn = np.linspace(1.5, 2.5, 2000)[:, None]
+    drawn[:30] = -0.01
+    lost = Combined((0,), (2.0,), drawn)
+    assert lost.interval is not None and lost.interval[0] > 0
+    found = share(Combined((0,), (1.0,), np.ones((2000, 1))), lost)
+    assert found.interval is not None
+    assert found.interval[0] == pytest.approx(1 / 2.5, abs=0.02)
+    assert found.interval[1] > 1 / 1.53
+
+
 def test_arms_are_paired_by_the_seeds_they_share() -> None:
     draws = ImageDraws(IMAGES, 100)
     arms = {

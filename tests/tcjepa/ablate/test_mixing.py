@@ -120,6 +120,15 @@ def test_results_that_were_evaluated_again_are_not_reported_unless_asked_to(
     result.write_text(evaluated + "\n")
     with pytest.raises(ConfigError, match=rf"not the evaluations .*\n  {result}\n.*mixed=true"):
         write_report(made, outcomes(made))
+    result.write_text(evaluated)
+    tallies = folder / "tallies.npz"  # a kill may leave the old evaluation beside new ones
+    kept = tallies.read_bytes()
+    tallies.write_bytes((Path(trials[0].folder) / "tallies.npz").read_bytes())
+    with pytest.raises(ConfigError, match="not the evaluations"):
+        write_report(made, outcomes(made))
+    tallies.write_bytes(kept)
+    assert provenance.check_same(made, trials)
+    result.write_text(evaluated + "\n")
     mixed = made.model_copy(update={"mixed": True})
     lines = provenance.check_same(mixed, trials)
     assert [line.endswith("evaluated again since (1 runs)") for line in lines] == [False, True]
@@ -129,6 +138,29 @@ def test_results_that_were_evaluated_again_are_not_reported_unless_asked_to(
     assert provenance.check_same(made, trials)
     result.write_text(evaluated)
     notes.write_text(noted)
+
+
+def test_a_run_whose_study_was_killed_before_it_could_note_it_is_noted_by_the_next(
+    finished: Path,
+) -> None:
+    made = opened(finished)
+    notes = Path(trials_of(made)[1].folder) / provenance.PROVENANCE
+    noted = json.loads(notes.read_text())
+    notes.write_text(
+        json.dumps({key: value for key, value in noted.items() if key != "evaluation"})
+    )
+    assert run_trials(made, finished / "base.yaml", print) == []
+    assert json.loads(notes.read_text()) == noted
+
+
+def test_runs_of_other_versions_of_torch_are_not_mixed(finished: Path) -> None:
+    made = opened(finished)
+    path = Path(trials_of(made)[1].folder) / provenance.PROVENANCE
+    written = path.read_text()
+    path.write_text(json.dumps({**json.loads(written), "torch": "1.0"}))
+    with pytest.raises(ConfigError, match=r"different code, libraries or data:(.|\n)*torch 1\.0"):
+        write_report(made, outcomes(made))
+    path.write_text(written)
 
 
 def test_an_unfinished_run_of_other_code_is_not_continued(world: Path) -> None:
@@ -196,7 +228,7 @@ def test_arms_that_name_other_images_to_test_on_are_no_mix(world: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "data": trial.arm.name}))
     assert len(provenance.check_same(made, trials_of(made))) == 2
     path.write_text(json.dumps({**json.loads(path.read_text()), "data": "changed"}))
-    with pytest.raises(ConfigError, match="different code or data"):
+    with pytest.raises(ConfigError, match="different code, libraries or data"):
         provenance.check_same(made, trials_of(made))
 
 

@@ -110,7 +110,7 @@ def test_cells_say_what_is_known() -> None:
     unknown = Estimate(value=None, interval=None, student=None, seeds=3)
     assert tables.cell(unknown, True) == tables.share_cell(unknown) == "undefined"
     half = Estimate(value=0.5, interval=(0.25, 0.75), student=None, seeds=3)
-    assert tables.share_cell(half) == "50% [25, 75]"
+    assert tables.share_cell(half) == "50% [25, 75] t: unbounded"
 
 
 def test_what_noise_took_is_said_in_its_unit() -> None:

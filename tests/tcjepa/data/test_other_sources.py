@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,10 @@ def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(b"not a tar" * 100)
     with pytest.raises(ConfigError, match="cannot be read as a tar"):
         LabelledTars.open(str(tmp_path / "*.tar"))
+    apart = {"0.png": image(0, 8, 8), "1.png": image(1, 8, 8), "0.cls": b"a", "1.cls": b"b"}
+    write_tar(tmp_path / "b.tar", apart)
+    with pytest.raises(ConfigError, match="the members of 0 do not stand together"):
+        LabelledTars.open(str(tmp_path / "*.tar"))
     write_tar(tmp_path / "b.tar", {"1.txt": b"text"})
     with pytest.raises(ConfigError, match="no images"):
         LabelledTars.open(str(tmp_path / "*.tar"))
@@ -136,6 +142,24 @@ def test_a_mask_is_cropped_as_its_image_is(shape: tuple[int, int], palette: bool
         inside &= np.roll(mask, shift, axis) == mask
     assert inside.sum() > 50
     assert (np.abs(seen.astype(int) - 50 * mask.astype(int))[inside] <= 25).mean() > 0.97
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_hold_class_numbers_too(bits: int) -> None:
+    """Pillow spreads the levels of such grey pictures over 0 to 255."""
+    numbers = np.arange(64, dtype=np.uint8).reshape(8, 8) % (1 << bits)
+    rows = np.packbits(
+        np.unpackbits(numbers[..., None], axis=2)[..., -bits:].reshape(8, -1), axis=1
+    )
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, 0, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    found = crop_mask(data, 8, 8, size=8)
+    assert (found == crop_mask(png(numbers), 8, 8, size=8)).all()
 
 
 def write_pair(root: Path, number: int, side: int = 40) -> None:

@@ -35,6 +35,16 @@ def test_agrees_with_a_plain_loop(seed, k, temperature):
     assert found.tolist() == plain(train, labels, test, 3, k=k, temperature=temperature)
 
 
+def test_far_neighbours_vote_at_low_temperatures_too():
+    """Votes relative to a cosine of 1 would all be 0 in 32 bits, and class 0 would win."""
+    angles = torch.tensor([1.2, 1.5, 1.6])
+    train = torch.stack([angles.cos(), angles.sin()], dim=1)
+    found = knn.predict(
+        train, torch.tensor([1, 0, 0]), torch.tensor([[1.0, 0.0]]), 2, k=3, temperature=0.005
+    )
+    assert found.tolist() == [1]
+
+
 def test_one_neighbour_of_itself_is_itself_whatever_the_scale_and_chunk(monkeypatch):
     monkeypatch.setattr(knn, "_CHUNK", 4)
     train = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))

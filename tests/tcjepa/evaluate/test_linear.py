@@ -54,6 +54,16 @@ def test_scale_shift_and_rotation_of_features_do_not_matter():
     assert moved.accuracy.value == pytest.approx(plain.accuracy.value, abs=0.03)
 
 
+def test_of_settings_that_do_equally_well_the_middle_one_is_taken():
+    """Of few images most settings get all right; the first of the grid is the least trained."""
+    config = FAST.model_copy(
+        update={"learning_rates": [0.03, 0.1, 0.3], "weight_decays": [0.0], "epochs": 20}
+    )
+    result = run(blobs(40, 0.01, 0), blobs(100, 0.01, 1), config)
+    assert result.accuracy.value == 1
+    assert [setting.learning_rate for setting in result.chosen] == [0.1, 0.1]
+
+
 def test_same_seeds_same_answer():
     data = blobs(200, 1.0, 0), blobs(100, 1.0, 1)
     assert run(*data) == run(*data)

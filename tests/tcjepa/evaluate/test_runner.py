@@ -78,6 +78,41 @@ def test_everything_at_once():
     assert again == found
 
 
+def test_lidar_is_of_the_tested_images_whatever_the_batch():
+    def batches(size):
+        images = torch.cat([images for images, _ in pictures(60, 1)])
+        records = [record for _, records in pictures(60, 1) for record in records]
+        for start in range(0, 60, size):
+            yield images[start : start + size], records[start : start + size]
+
+    config = CONFIG.model_copy(update={"tasks": ["spectrum"], "max_test": 8})
+    found = [evaluate(Colours(), pictures(40, 0), batches(n), config, CPU)[0] for n in (4, 20)]
+    assert [one.test_images for one in found] == [8, 8]
+    assert found[0].spectrum == found[1].spectrum
+
+
+def test_class_numbers_that_training_lacks_are_ignored():
+    """Numbers of a label map need not be consecutive, nor all of them in a part of it."""
+
+    def masked(batches, numbers):
+        for images, records in batches:
+            for place, record in enumerate(records):
+                del record["annotations"]
+                record["mask"] = np.zeros((32, 32), np.uint8)
+                record["mask"][:16] = numbers[place % len(numbers)]
+            yield images, records
+
+    config = CONFIG.model_copy(update={"tasks": ["segmentation"]})
+    train = masked(pictures(40, 0), [1, 5])
+    found, _ = evaluate(Colours(), train, masked(pictures(40, 1), [1, 3, 5, 7]), config, CPU)
+    assert found.segmentation is not None
+    scores = found.segmentation.per_class
+    assert {name for name, score in scores.items() if score is not None} == {
+        "background", "1", "5"
+    }  # fmt: skip
+    assert any("20 test images have pixels that are ignored" in note for note in found.notes)
+
+
 def test_folder_classes_few_images_and_missing_annotations():
     def folder(count, seed):
         for images, records in pictures(count, seed, annotate=False):

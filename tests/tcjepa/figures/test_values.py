@@ -70,6 +70,15 @@ def test_paths_go_through_names_arms_numbers_and_names_with_slashes(tmp_path: Pa
     assert referred("x.json#found/ours /\ntheirs, 2 workers\n.1f", files) == "2.6"
 
 
+def test_a_name_that_several_items_have_is_refused(tmp_path: Path) -> None:
+    trials = [{"arm": "a", "seed": seed, "kNN": seed} for seed in (0, 1)]
+    content = {"command": "c", "date": "2026-01-01", "hardware": "h", "trials": trials}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(FigureError, match="2 items are named 'a'; say which by its number"):
+        referred("x.json#trials/a/kNN d", ResultFiles(tmp_path))
+    assert referred("x.json#trials/1/kNN d", ResultFiles(tmp_path)) == "1"
+
+
 def test_tables_of_both_shapes() -> None:
     listed = {"columns": ["a", "b"], "rows": [["x", 0.1234], ["y", None], ["z", 1234]]}
     assert table(listed, "t").splitlines()[2:] == ["| x | 0.1234 |", "| y | — |", "| z | 1,234 |"]
