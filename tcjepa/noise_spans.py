@@ -25,6 +25,7 @@ Part = Literal["nouns", "attributes"]
 T = TypeVar("T")
 
 _WORD = re.compile(r"\w+")
+_SHORTEST_PLURAL = 3  # letters; "is" and "bus" are none
 
 
 def swap_nouns(
@@ -51,7 +52,7 @@ def hallucinate(
     del strength
     named = _named(image)
     strange = _first_that_has(
-        [phrase for noun, phrase in _phrases(caption) if noun.casefold() not in named]
+        [phrase for noun, phrase in _phrases(caption) if _forms(noun).isdisjoint(named)]
         for caption in other
     )
     if not strange:
@@ -80,7 +81,7 @@ def _strange(image: Sequence[Caption], other: Sequence[Caption], part: Part) -> 
     """Return the first spans of the other image's captions of which none of the image's has any."""
     named = _named(image)
     return _first_that_has(
-        [word for word in dict.fromkeys(_spanned(one, part)) if word.casefold() not in named]
+        [word for word in dict.fromkeys(_spanned(one, part)) if _forms(word).isdisjoint(named)]
         for one in other
     )
 
@@ -92,7 +93,20 @@ def _named(image: Sequence[Caption]) -> set[str]:
         named.update(_WORD.findall(caption["text"].casefold()))
         named.update(word.casefold() for word in _spanned(caption, "nouns"))
         named.update(word.casefold() for word in _spanned(caption, "attributes"))
-    return named
+    return {form for word in named for form in _forms(word)}
+
+
+def _forms(word: str) -> set[str]:
+    """Return a word and what it may be the plural of, case-folded: of a dog, dogs are true too."""
+    word = word.casefold()
+    forms = {word}
+    if len(word) > _SHORTEST_PLURAL and word.endswith("s"):
+        forms.add(word[:-1])
+        if word.endswith("es"):
+            forms.add(word[:-2])
+        if word.endswith("ies"):
+            forms.add(f"{word[:-3]}y")
+    return forms
 
 
 def _spanned(caption: Caption, part: Part) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,7 +194,8 @@ class HashedEncoder:
             number = self._numbers[word] = len(self._numbers)
             if number == len(self._vectors):
                 self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
-            unit = keyed.uniform(keyed.key("word", word), self.width)
+            one = unicodedata.normalize("NFC", word)  # é is one letter, or e and an accent
+            unit = keyed.uniform(keyed.key("word", one), self.width)
             self._vectors[number] = (2 * unit - 1) * math.sqrt(3)
         return number
 

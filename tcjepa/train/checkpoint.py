@@ -249,9 +249,12 @@ def run_of(target: Path) -> Path | None:
 
 
 def set_aside(run: Directory, written: tuple[str, ...]) -> str | None:
-    """Move what an earlier run wrote into `replaced-NNN/`; return its name, None if nothing."""
+    """Move what an earlier run wrote into `replaced-NNN/`; return its name, None if nothing.
+
+    `written` are names or patterns.
+    """
     root = Path(run.path())
-    present = [root / name for name in written if (root / name).exists()]
+    present = sorted({path for pattern in written for path in root.glob(pattern)})
     if not present:
         return None
     taken = [int(path.name.removeprefix("replaced-")) for path in root.glob("replaced-[0-9]*")]

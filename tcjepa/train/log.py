@@ -8,9 +8,9 @@ ended; without an ending it still runs, or was killed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LOG_FILE = "log.jsonl"
 STATUS_FILE = "status.json"
+WANDB_ID_FILE = "wandb_id"
 TENSORBOARD_FOLDER = "tensorboard"
 
 Record = dict[str, float | int | str | None]
@@ -167,19 +168,31 @@ class _WeightsAndBiases:
                 "train.wandb_project is set, but wandb is not installed; `pip install wandb`, or "
                 "set train.wandb_project=null"
             ) from error
-        # One id per run directory, so that a resumed run continues the same curves.
-        identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+        # One id for as long as the directory holds the run, so that a resumed one continues the
+        # same curves and one that starts anew does not.
+        identity = run / WANDB_ID_FILE
+        if not identity.exists():
+            identity.write_text(uuid.uuid4().hex[:16])
         self._run = wandb.init(
-            project=project, name=str(run), id=identity, resume="allow", dir=run, config=config
+            project=project,
+            name=str(run),
+            id=identity.read_text(),
+            resume="allow",
+            dir=run,
+            config=config,
         )
+        # An axis of our own: theirs takes no step that is below the last, and images are logged
+        # before the readings of the steps that led to them.
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=step)
+        self._run.log({**values, "step": step})
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         import wandb
 
-        self._run.log({name: wandb.Image(pixels)}, step=step)
+        self._run.log({name: wandb.Image(pixels), "step": step})
 
     def close(self) -> None:
         self._run.finish()

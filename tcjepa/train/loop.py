@@ -62,7 +62,9 @@ def train(run: Run) -> Ending:
             progress.advance()
             last = run.step == steps
             due = monitors.due(config, run.step, last)
-            by_steps = run.step % (config.checkpoint_every_steps or steps) == 0
+            # What is to be kept for good has to be saved, whatever else asks for a checkpoint.
+            intervals = (config.checkpoint_every_steps, config.keep_every_steps)
+            by_steps = any(run.step % every == 0 for every in intervals if every)
             stop_now = (
                 run.step % asks_every == 0
                 and distributed.any_rank([signals.requested], run.world)[0]

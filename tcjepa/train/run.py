@@ -29,7 +29,15 @@ from tcjepa.train.checkpoint import Checkpoint
 from tcjepa.train.distributed import World
 from tcjepa.train.inputs import InputMaker
 from tcjepa.train.labels import Labels
-from tcjepa.train.log import LOG_FILE, STATUS_FILE, TENSORBOARD_FOLDER, Record, RunLog, read
+from tcjepa.train.log import (
+    LOG_FILE,
+    STATUS_FILE,
+    TENSORBOARD_FOLDER,
+    WANDB_ID_FILE,
+    Record,
+    RunLog,
+    read,
+)
 from tcjepa.train.objective import make_model, text_encoder_of
 from tcjepa.train.parallel import Parallel, is_sharded
 from tcjepa.train.saver import Saver
@@ -43,7 +51,7 @@ from tcjepa.watch.speed import Utilisation
 CONFIG_FILE = "config.yaml"
 LEDGER_FILE = "unreadable.jsonl"
 EVALUATION_FILE = "evaluation.json"
-#: What training writes into the run directory, and `--fresh` sets aside.
+#: What training writes into the run directory, and `--fresh` sets aside; `*` as a shell has it.
 WRITTEN = (
     CONFIG_FILE,
     checkpoint.FOLDER,
@@ -53,9 +61,10 @@ WRITTEN = (
     PICTURES_FOLDER,
     TRACE_FILE,
     LEDGER_FILE,
-    EVALUATION_FILE,
-    TALLIES_FILE,
+    *(str(Path(name).with_stem(f"{Path(name).stem}*")) for name in (EVALUATION_FILE, TALLIES_FILE)),
+    "inspect.html",
     "wandb",
+    WANDB_ID_FILE,
 )
 
 Say = Callable[[str], None]
@@ -123,7 +132,10 @@ class Run:
 
     def has_words(self, caption: str) -> bool:
         """Return whether the text encoder finds any word in a caption."""
-        return bool(split_words(caption) if self._is_hashed else caption.strip())
+        if self._is_hashed:
+            return bool(split_words(caption))
+        # Tokenizers drop what is not printed: controls, soft hyphens, marks of byte order.
+        return any(char.isprintable() and not char.isspace() for char in caption)
 
     @property
     def is_done(self) -> bool:

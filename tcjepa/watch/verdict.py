@@ -9,8 +9,9 @@ from tcjepa.watch.alarms import Finding, Watch
 from tcjepa.watch.rules import meaningless
 from tcjepa.watch.runfiles import RunFiles
 
-#: A run that has written nothing for so long is taken for dead, unless its windows take longer.
-_QUIET: Final = 120.0
+#: A run that has written nothing for so long is taken for dead, unless its windows take longer [s].
+#: Probes, large checkpoints and compiling take minutes in which nothing is written.
+_QUIET: Final = 600.0
 _WINDOWS: Final = 10
 #: Fewer steps prove mechanics, not features; ours.
 _FEW_STEPS: Final = 300

@@ -93,6 +93,7 @@ def test_a_lender_that_names_nothing_else_leaves_it_to_its_images_next_caption(
         ("a tree", "red dog on a tree", "a tree. There is also a red dog."),
         ("a Dog", "old dog", "a Dog"),  # nothing that is not in the image
         ("a dog", "on the", "a dog"),
+        ("two dogs", "red dog", "two dogs"),  # nor its plural
     ],
 )
 def test_a_hallucination_is_a_sentence_about_another_thing(own: str, other: str, text: str) -> None:

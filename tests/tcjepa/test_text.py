@@ -203,6 +203,13 @@ def test_hashed_vectors_are_stable_across_processes():
     assert float(out.stdout) == own
 
 
+def test_a_letter_with_an_accent_is_the_same_however_it_is_written():
+    encoder = HashedEncoder(TextConfig(width=8))
+    batch = encoder.encode([["caf\u00e9"], ["cafe\u0301"]], CPU)
+    assert torch.equal(_words_of(batch, 0, 0), _words_of(batch, 1, 0))
+    assert encoder.count_words(["caf\u00e9", "cafe\u0301"]) == [1, 1]
+
+
 def test_hashed_words_are_nearly_orthogonal_with_unit_variance():
     encoder = HashedEncoder(TextConfig(width=1024, max_words=200))
     vectors = [encoder._vectors[encoder._number(f"word{i}")] for i in range(100)]

@@ -113,7 +113,11 @@ def test_setting_aside_keeps_the_earlier_run(tmp_path: Path):
     assert (tmp_path / "shards").exists()
     assert checkpoint.latest(run, print) is None
     assert checkpoint.set_aside(run, ("checkpoints", "log.jsonl")) is None
-    for name in ("replaced-001", "replaced-002"):
+    of_step = tmp_path / "evaluation-step-00000001.json"
+    of_step.write_text("{}")
+    assert checkpoint.set_aside(run, ("evaluation*.json",)) == "replaced-001"
+    assert not of_step.exists() and (tmp_path / "replaced-001" / of_step.name).exists()
+    for name in ("replaced-002", "replaced-003"):
         (tmp_path / "log.jsonl").write_text("")
         assert checkpoint.set_aside(run, ("log.jsonl",)) == name
         shutil.rmtree(tmp_path / "replaced-000", ignore_errors=True)

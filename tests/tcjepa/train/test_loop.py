@@ -56,6 +56,14 @@ def test_divergence_names_step_samples_and_keys_and_saves_nothing(tmp_path: Path
     assert checkpoint.names(run.directory) == ["step-00000002", "step-00000004"]
 
 
+def test_what_is_to_be_kept_is_saved_whatever_else_asks_for_checkpoints(tmp_path: Path) -> None:
+    """The published presets save by the clock, which never strikes at a multiple."""
+    run = make_run(tmp_path, "train.keep_every_steps=5", "train.keep_checkpoints=1")
+    assert train(run) is Ending.FINISHED
+    names = checkpoint.names(run.directory)
+    assert names == ["step-00000005", "step-00000010", "step-00000012"]
+
+
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
     run = make_run(tmp_path, "train.clip_grad=1e-3")
     before = optimizer_step(run, next(run.batches()))["grad_norm"]
