@@ -39,7 +39,8 @@ class _Writer(Protocol):
 class RunLog:
     """Writes the records of one run; on ranks other than 0 it writes nothing.
 
-    `steps` is the run's whole length, `warmup_steps` that of its warm-up [optimizer steps].
+    `steps` is the run's whole length, `warmup_steps` that of its warm-up [optimizer steps],
+    `precision` what it computes in.
     """
 
     def __init__(
@@ -52,16 +53,17 @@ class RunLog:
         *,
         steps: int | None = None,
         warmup_steps: int | None = None,
+        precision: str | None = None,
     ) -> None:
         self._run = Directory(run)
-        self._length = {"steps": steps, "warmup_steps": warmup_steps}
+        self._facts = {"steps": steps, "warmup_steps": warmup_steps, "precision": precision}
         self._file: IO[str] | None = None
         self._writers: list[_Writer] = []
         if not enabled:
             return
         run.mkdir(parents=True, exist_ok=True)
         truncate(run, start_step)
-        self._run.write_json(STATUS_FILE, {**self._length, "ended": None, "error": None})
+        self._run.write_json(STATUS_FILE, {**self._facts, "ended": None, "error": None})
         self._file = (run / LOG_FILE).open("a", encoding="utf-8")
         self._writers.append(_TensorBoard(run / TENSORBOARD_FOLDER, start_step))
         if wandb_project:
@@ -103,7 +105,7 @@ class RunLog:
             self._file = None
             said = None if error is None else f"{type(error).__name__}: {error}"
             ending = "stopped" if error is None else "failed"
-            status = {**self._length, "ended": ending, "error": said}
+            status = {**self._facts, "ended": ending, "error": said}
             self._run.write_json(STATUS_FILE, status)
         for writer in self._writers:
             writer.close()

@@ -61,7 +61,7 @@ def describe_plan(config: TrainConfig, say: Say, fresh: bool = False) -> str:
 
 def summary(run: Run) -> str:
     """Return what a run that is about to train will do."""
-    device = f"{run.world.device.type} x {run.world.size}, {'bf16' if run.is_bf16 else 'fp32'}"
+    device = f"{run.world.device.type} x {run.world.size}, {run.precision}"
     if run.world.size > 1:
         device += f", {'sharded (fsdp2)' if run.parallel.is_sharded else 'replicated (ddp)'}"
     elif run.config.train.parallel == "fsdp2":

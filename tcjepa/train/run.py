@@ -88,6 +88,9 @@ class Run:
         epoch = samples_per_epoch(len(self.index), config.data.tail, config.train.batch)
         self.schedule = optim.make_schedule(config.train, epoch)
         self.is_bf16 = hardware.uses_bf16(config.train, world.device)
+        self.precision = "bf16" if self.is_bf16 else "fp32"
+        if found is not None:
+            self._warn_of_other_precision()
         hardware.keep_fp32(world.device)  # in bf16 runs, too: for all that autocast leaves alone
 
         self._is_hashed = config.text.encoder == "hashed"
@@ -157,6 +160,7 @@ class Run:
             config=self.config.model_dump(mode="json"),
             steps=self.schedule.steps,
             warmup_steps=self.schedule.warmup_steps,
+            precision=self.precision,
         )
         if self.config.train.trace and self.world.is_main:
             self._trace = Trace(root, self.step)
@@ -305,6 +309,17 @@ class Run:
             world_size=self.world.size,
             ledger=ledger,
         )
+
+    def _warn_of_other_precision(self) -> None:
+        """Say so where `train.precision: auto` means another one than where the run was begun."""
+        known = self.directory.exists(STATUS_FILE)
+        began = self.directory.read_json(STATUS_FILE).get("precision") if known else None
+        if began not in (None, self.precision):
+            self._say(
+                f"warning: this run computed in {began} so far and goes on in {self.precision}, "
+                f"which train.precision=auto means on this {self.world.device.type}; stop it and "
+                "go on where it was begun if its results are to be compared"
+            )
 
     def _open_weights(self, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         found = checkpoint.resolve(path, self._say)

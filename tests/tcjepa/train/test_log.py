@@ -52,7 +52,7 @@ def test_the_status_tells_a_stopped_run_from_a_failed_and_a_killed_one(tmp_path:
     def status():
         return json.loads((tmp_path / STATUS_FILE).read_text())
 
-    length = {"steps": 9, "warmup_steps": 2}
+    length = {"steps": 9, "warmup_steps": 2, "precision": None}
     log = RunLog(tmp_path, 0, **length)
     assert status() == {**length, "ended": None, "error": None}  # what a killed run leaves
     log.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from pipeline.settings import ConfigError
 from tcjepa.train import checkpoint
 from tcjepa.train.distributed import World
-from tcjepa.train.log import read
+from tcjepa.train.log import STATUS_FILE, read
 from tcjepa.train.loop import DivergedError, Ending, optimizer_step, train
 from tcjepa.train.run import Run
 from tests.tcjepa.train.runs import tiny_config
@@ -62,6 +63,19 @@ def test_what_is_to_be_kept_is_saved_whatever_else_asks_for_checkpoints(tmp_path
     assert train(run) is Ending.FINISHED
     names = checkpoint.names(run.directory)
     assert names == ["step-00000005", "step-00000010", "step-00000012"]
+
+
+def test_a_run_that_goes_on_in_another_precision_says_so(tmp_path: Path) -> None:
+    train(make_run(tmp_path, "train.max_minutes=0.0001"))
+    status = tmp_path / "run" / STATUS_FILE
+    began = json.loads(status.read_text())
+    assert began["precision"] == "fp32"
+    said: list[str] = []
+    Run(tiny_config(tmp_path), CPU, said.append)
+    assert said == []
+    status.write_text(json.dumps({**began, "precision": "bf16"}))
+    Run(tiny_config(tmp_path), CPU, said.append)
+    assert len(said) == 1 and "computed in bf16 so far and goes on in fp32" in said[0]
 
 
 def test_clipping_bounds_the_step(tmp_path: Path) -> None:
