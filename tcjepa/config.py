@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from pipeline.settings import Settings
 from tcjepa.data.config import DataConfig
-from tcjepa.evaluate.config import EvaluateConfig
+from tcjepa.evaluate.config import LEARNING_TASKS, EvaluateConfig
 from tcjepa.masks import MaskConfig
 from tcjepa.model.config import ModelConfig
 from tcjepa.text import TextConfig
@@ -137,6 +137,12 @@ class EvaluationSection(EvaluateConfig):
             raise ValueError("train_tars, test_tars: give both or neither")
         if self.folder is not None and self.train_tars is not None:
             raise ValueError("folder, train_tars: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _tested_apart(self) -> EvaluationSection:
+        if not LEARNING_TASKS & set(self.tasks):
+            return self
         if self.train_tars is not None and self.train_tars == self.test_tars:
             raise ValueError(f"test_tars: {self.test_tars} are the tars that probes learn on")
         if not self.is_elsewhere and self.train_split == self.test_split:

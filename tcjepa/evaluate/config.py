@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from pipeline.settings import Settings
 Task = Literal["linear", "few_shot", "knn", "segmentation", "spectrum", "agreement", "grounding"]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+#: Those that learn from labels, and so are not to be tested on what they learned.
+LEARNING_TASKS: Final = frozenset({"linear", "few_shot", "knn", "segmentation"})
 
 
 class SweepConfig(Settings):

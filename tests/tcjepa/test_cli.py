@@ -205,6 +205,7 @@ QUICK = (
         ("evaluate.labels=[score]", "meta.score holds double; classes are text or whole numbers"),
         ("evaluate.labels=[late]", "no image of evaluate.test_split=test has meta.late"),
         ("evaluate.test_split=val", "val"),
+        ("evaluate.test_split=train", "train is the split that probes learn on"),
     ],
 )
 def test_what_the_evaluation_would_miss_is_said_before_training(

@@ -77,10 +77,11 @@ def test_arms_on_other_shards_are_no_mix_but_changed_shards_are(finished: Path) 
     again = replace(trials[0], seed=1, folder=str(finished / "again"))
     Path(again.folder).mkdir()
     found = json.loads((Path(trials[0].folder) / provenance.PROVENANCE).read_text())
-    evaluation = (Path(trials[0].folder) / "evaluation.json").read_bytes()
-    (Path(again.folder) / "evaluation.json").write_bytes(evaluation)
+    for name in ("evaluation.json", "tallies.npz"):
+        content = (Path(trials[0].folder) / name).read_bytes()
+        (Path(again.folder) / name).write_bytes(content)
     (Path(again.folder) / provenance.PROVENANCE).write_text(json.dumps({**found, "data": "f" * 64}))
-    with pytest.raises(ConfigError, match="different code or data"):
+    with pytest.raises(ConfigError, match="different code, libraries or data"):
         provenance.check_same(made, [*trials, again])
 
 
