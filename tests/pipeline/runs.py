@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import subprocess
 import sys
@@ -65,6 +66,14 @@ def digests(run: Path) -> dict[str, str]:
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((run / "shards").iterdir())
     }
+
+
+def without_coverage() -> dict[str, str]:
+    """Return the environment of a process that is to be sent SIGTERM.
+
+    Coverage's own handler of that signal waits for a lock that the interrupted code may hold.
+    """
+    return {key: v for key, v in os.environ.items() if not key.startswith("COVERAGE_PROCESS")}
 
 
 def wait_for_work(folder: Path, process: subprocess.Popen[bytes], delay: float) -> None:

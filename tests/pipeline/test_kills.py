@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.pipeline.runs import build, command, digests, wait_for_work
+from tests.pipeline.runs import build, command, digests, wait_for_work, without_coverage
 
 #: Kills of each kind; more by `KILLS=20 pytest tests/pipeline/test_kills.py`.
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -83,7 +83,9 @@ def _kill_a_worker(driver: int) -> int:
 
 def test_interrupted_run_says_130_and_goes_on(run: Path, port: int, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = subprocess.Popen(command(folder, port), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(folder, port), stderr=subprocess.PIPE, text=True, env=without_coverage()
+    )
     wait_for_work(folder, process, 2.0)  # type: ignore[arg-type]
     process.terminate()
     _, stderr = process.communicate(timeout=120)

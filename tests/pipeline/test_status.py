@@ -20,7 +20,7 @@ from pipeline.report.page import build_report
 from pipeline.settings import ConfigError
 from pipeline.status import describe_run
 from pipeline.storage import Directory
-from tests.pipeline.runs import ROWS, command, free_port, wait_for_work
+from tests.pipeline.runs import ROWS, command, free_port, wait_for_work, without_coverage
 
 
 @pytest.fixture
@@ -123,6 +123,7 @@ def going(tmp_path: Path) -> Iterator[Path]:
         command(folder, free_port(), "source.train=400", "cluster.workers=1"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=without_coverage(),
     )
     try:
         wait_for_work(folder, process, 0.0)
